@@ -16,7 +16,8 @@ from servers import HERE, PATIENCE, RedisServer, free_port, redis_program
 
 SLOTS = 16384
 PRIMARIES = 3
-NODE_TIMEOUT = 700  # milliseconds until a node counts as failed
+NODE_TIMEOUT = 700  # milliseconds until a node counts as failed, while a group starts
+STEADY_TIMEOUT = 60_000  # milliseconds, in a group whose nodes are not to fail: a machine may stall
 SERVICE = "candidates"
 
 
@@ -90,6 +91,9 @@ class RedisCluster:
         for number in range(PRIMARIES, len(self.nodes)):
             self.ask(number, "CLUSTER", "REPLICATE", self.id_of(number % PRIMARIES))
         wait_until(lambda: all(self._is_ready(number) for number in range(len(self.nodes))), "ready")
+        if len(self.nodes) == PRIMARIES:  # nobody could take the place of a node
+            for number in range(PRIMARIES):
+                self.ask(number, "CONFIG", "SET", "cluster-node-timeout", STEADY_TIMEOUT)
         return self
 
     def _is_ready(self, number: int) -> bool:
@@ -212,6 +216,12 @@ class SentinelGroup:
             facts: dict[str, Any] = client.sentinel_master(SERVICE)
             return facts
 
+    def keep_primary(self) -> None:
+        """Let a primary that does not answer for a while count as alive."""
+        for port in self.ports:
+            with contextlib.closing(require_module("redis").Redis(HERE, port)) as client:
+                client.sentinel_set(SERVICE, "down-after-milliseconds", STEADY_TIMEOUT)
+
     def primary_port(self) -> int:
         """The port of the primary that the first Sentinel names."""
         return int(self._facts(self.ports[0])["port"])
@@ -239,6 +249,7 @@ def sentinels_running(folder: Path) -> Iterator[SentinelGroup]:
 def sentinel_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SentinelGroup]:
     """One group for all tests of a session that leave its primary alone."""
     with sentinels_running(tmp_path_factory.mktemp("sentinels")) as group:
+        group.keep_primary()
         yield group
 
 

@@ -19,7 +19,7 @@ REDIS_KINDS = ["redis", "redis+cluster", "redis+sentinel"]
 KINDS = ["lmdb", *REDIS_KINDS, "dynamodb", "sqlite"]
 SLOW_KINDS = ["dynamodb"]  # its server for tests takes a millisecond per item
 WORKER = Path(__file__).with_name("store_worker.py")
-PATIENCE = 60.0  # seconds; nothing here takes long, but machines do stall
+PATIENCE = 180.0  # seconds; nothing here takes long, but machines do stall
 SHOP = "shop"
 
 

@@ -22,7 +22,7 @@ from redis_groups import cluster_running, sentinels_running
 
 SHOP = "shop"
 KEYS = list(range(300))
-PATIENCE = 60.0
+PATIENCE = 180.0
 BUCKETS = 64
 
 

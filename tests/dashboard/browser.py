@@ -13,7 +13,7 @@ import pytest
 from needs import require_module
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
-PATIENCE = 30_000  # milliseconds for what takes far less
+PATIENCE = 180_000  # milliseconds for what takes far less
 WIDE, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
 SERIOUS = ("serious", "critical")
 

@@ -18,7 +18,7 @@ from nearcast.serve.lookup import Lookup
 
 KEYS = np.arange(100)
 KEY = 7
-PATIENCE = 60
+PATIENCE = 180
 
 
 def check(shop: Lookup) -> tuple[int, int]:

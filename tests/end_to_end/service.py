@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 from tests.end_to_end.shop import NEARCAST, environment
 
-PATIENCE = 60.0  # seconds for what takes less than one
+PATIENCE = 180.0  # seconds for what takes less than one
 
 
 class Service:

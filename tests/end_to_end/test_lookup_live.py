@@ -19,7 +19,7 @@ from nearcast.stores import open_store
 from published import load, point, publish, whole
 
 READER = Path(__file__).with_name("reader.py")
-PATIENCE = 60.0
+PATIENCE = 180.0
 
 
 class Reader:

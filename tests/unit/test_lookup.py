@@ -30,7 +30,7 @@ from servers import HERE
 
 NEVER = 3600.0  # seconds: the watching thread does nothing while a test lasts
 OFTEN = 0.02
-PATIENCE = 60.0
+PATIENCE = 180.0
 FEW = "?buckets=16"  # in Redis: a small version is written sooner
 LISTS = {-3: [(10, 0.75), (11, 0.5), (12, 0.25)], 4: [(11, 1.0)], 5: []}
 ITEMS = {10: {"name": "ten", "price": 1.5}, 11: {"name": "eleven", "price": 2}, 12: {}}

@@ -23,7 +23,7 @@ KEYS = list(range(200))
 LISTS = {key: [(1000 + key % 50, 1.0)] for key in KEYS}
 OVERLAY_KEYS = [f"nearcast:{SHOP}:overlay:{name}" for name in ("entries", "log", "state", "removals")]
 OVERLAY_KEYS.append("nearcast:overlays")
-PATIENCE = 60.0
+PATIENCE = 180.0
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from needs import require_module
 from servers import HERE, free_port, redis_running
 
 SHOP = "shop"
-PATIENCE = 60.0  # seconds
+PATIENCE = 180.0  # seconds
 
 
 @pytest.fixture

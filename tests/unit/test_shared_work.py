@@ -10,12 +10,13 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from nearcast.errors import InputError, StorageError, WorkerError
-from nearcast.join import shared_work
+from nearcast.join import shared_work, task_claims
 from nearcast.join.run_progress import RunProgress, read_progress
 from nearcast.join.shared_work import SharedRun, SharedStage, WorkOptions, work_on_stage, work_on_stages
 from nearcast.join.task_claims import TaskClaims
@@ -25,7 +26,7 @@ from nearcast.runners.call_messages import describe_error
 from nearcast.storage.artifacts import LocalArtifacts
 from nearcast.storage.local_storage import LocalStorage
 
-FAST = {"poll_seconds": 0.02, "patience_seconds": 30.0}
+FAST = {"poll_seconds": 0.02, "patience_seconds": 300.0}
 
 
 def no_progress(stage: str, done: int, total: int) -> None:
@@ -98,21 +99,31 @@ def test_a_worker_helps_with_tasks_that_nobody_does(tmp_path: Path) -> None:
     assert worker.did == [f"join/{i:06d}" for i in (1, 4, 6, 5, 3, 2, 0)]
 
 
-def test_a_claim_that_does_not_change_is_taken_over_and_one_that_does_is_not(tmp_path: Path) -> None:
-    storage = LocalStorage(tmp_path)
-    dead, alive = TaskClaims(storage, stale_seconds=0.4), TaskClaims(storage, stale_seconds=0.4)
+def test_a_claim_that_does_not_change_is_taken_over_and_one_that_does_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage, now = LocalStorage(tmp_path), [0.0]
+    monkeypatch.setattr(task_claims, "time", SimpleNamespace(monotonic=lambda: now[0], time=time.time))
+    dead, alive = TaskClaims(storage), TaskClaims(storage, stale_seconds=0.4)
     assert dead.take("join/0")
     assert alive.take("join/1")
-    other = TaskClaims(storage, stale_seconds=0.4)
+    other = TaskClaims(storage, stale_seconds=60)
     with alive.hold("join/1"):
-        deadline = time.monotonic() + 20
-        while not other.take("join/0"):
-            assert not other.take("join/1")
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        time.sleep(0.6)
-        assert not other.take("join/1")
+        taken = []
+        for _ in range(3):  # looks at 0, 40 and 80 seconds
+            taken.append([other.take(task) for task in ("join/0", "join/1")])
+            wait_for_change(storage, "claims/join/1")
+            now[0] += 40
+    assert taken == [[False, False], [False, False], [True, False]]
     assert other.take("join/1")  # it was released
+
+
+def wait_for_change(storage: LocalStorage, name: str) -> None:
+    """Wait until an object is written again."""
+    before, deadline = storage.stat(name), time.monotonic() + 120
+    while storage.stat(name) == before:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_a_worker_that_is_started_again_takes_its_own_old_claims_at_once(tmp_path: Path) -> None:
@@ -136,7 +147,7 @@ def test_a_stale_claim_is_taken_over_by_one_worker_alone(tmp_path: Path) -> None
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(120)
     assert taken.count(True) >= 1
     first_round = [claim for claim in taken if claim]
     assert len(first_round) == 1
@@ -162,7 +173,7 @@ def test_bad_input_stops_every_worker_with_the_same_error(tmp_path: Path) -> Non
     time.sleep(0.1)
     with pytest.raises(InputError, match="row 7"):
         work_on_stages(bad.run, [list_calls("other", 1)], fail, WorkOptions(**FAST), no_progress)
-    thread.join(30)
+    thread.join(120)
     assert [str(error) for error in errors] == ["row 7 has no vector"]
     assert errors[0].__notes__ == ["another worker met it in task other/000000"]
     assert json.loads((tmp_path / "failure.json").read_text())["error"]["exit_code"] == 3
@@ -201,6 +212,7 @@ def test_waiting_for_others_ends_when_none_of_them_finishes_anything(tmp_path: P
 CHILD = """
 import sys, time
 from pathlib import Path
+from types import SimpleNamespace
 from tests.unit.test_shared_work import Worker, list_calls
 from nearcast.runners.array_index import WorkShare
 worker = Worker(Path(sys.argv[1]), stale_seconds=1.0)
@@ -231,7 +243,7 @@ def test_a_worker_that_is_killed_loses_nothing(tmp_path: Path) -> None:
         done, _ = helper.communicate(timeout=120)
     finally:
         victim.kill()
-        victim.communicate(timeout=30)
+        victim.communicate(timeout=120)
     assert helper.returncode == 0
     assert done.split()[-1] == "join/000000"  # at the end, when its claim was stale
     assert LocalArtifacts(tmp_path / "results").list_names("join") == [f"join/{i:06d}" for i in range(12)]

@@ -19,6 +19,7 @@ from nearcast.spec import MonitorSpec
 from nearcast.webhook import parse_webhook, post_json, shorten_url
 
 SECRET = "s3cret"
+TLS = b"\x16"  # the first byte of a client that wants TLS
 BODY = {"text": "shop\nrecall: 64%", "share": float("nan"), "when": time.gmtime}
 
 
@@ -35,7 +36,7 @@ def server(answer, *, pause=0.0, family=socket.AF_INET):
                 with contextlib.suppress(OSError):
                     connection, _ = listening.accept()
                     with connection:
-                        connection.settimeout(0.5)
+                        connection.settimeout(30)
                         heard.append(read(connection))
                         for n in range(0, len(answer), 1 if pause else 1 << 20):
                             connection.sendall(answer[n : n + (1 if pause else 1 << 20)])
@@ -54,7 +55,7 @@ def server(answer, *, pause=0.0, family=socket.AF_INET):
 def read(connection):
     """One request: up to the end of its declared body."""
     data = b""
-    while b"\r\n\r\n" not in data and (more := connection.recv(1 << 16)):
+    while b"\r\n\r\n" not in data and data[:1] != TLS and (more := connection.recv(1 << 16)):
         data += more
     head, _, body = data.partition(b"\r\n\r\n")
     length = [int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length")]

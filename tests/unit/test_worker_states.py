@@ -126,7 +126,7 @@ class Supervised(threading.Thread):
         self.supervisor, self.holds, self.held = supervisor, holds, False
 
     def run(self):
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 180
         while not self.held and time.monotonic() < deadline:
             self.held = bool(self.holds(self.supervisor))
             time.sleep(0.01)
@@ -171,7 +171,7 @@ def test_a_worker_that_ends_again_and_again_is_started_ever_later(caplog, monkey
     monkeypatch.setattr(supervising, "FIRST_DELAY", 0.05)
     caplog.set_level(logging.INFO)
     after = "sys.exit(3) if place.number == 2 else sys.stdin.read(1)"
-    assert supervise(after=after, until=lambda supervisor: supervisor.service.restarts == 4) == 0
+    assert supervise(after=after, until=lambda supervisor: supervisor.service.restarts >= 4) == 0
     told = [record.getMessage() for record in caplog.records]
     assert [text.rpartition("starts in ")[2] for text in told[:4]] == ["0.0 s", "0.1 s", "0.1 s", "0.2 s"]
     assert told[0].startswith("worker 2 has ended with exit code 3")
@@ -179,7 +179,7 @@ def test_a_worker_that_ends_again_and_again_is_started_ever_later(caplog, monkey
 
 def test_a_worker_that_hangs_is_killed_and_replaced(caplog, monkeypatch):
     monkeypatch.setattr(supervising, "HUNG_SECONDS", 0.3)
-    supervise(after="time.sleep(60)", workers=1, until=lambda supervisor: supervisor.service.restarts == 1)
+    supervise(after="time.sleep(60)", workers=1, until=lambda supervisor: supervisor.service.restarts >= 1)
     assert "worker 1 does not respond, so it is killed" in caplog.text
 
 
