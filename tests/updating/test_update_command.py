@@ -42,6 +42,11 @@ def test_an_arrived_item_is_in_an_answer_until_the_patch_is_undone(shop):
     assert json.loads(succeed("show", "shop", "--json", cwd=folder).stdout)["updates"][0]["number"] == 1
     assert json.loads(succeed("snapshots", "shop", "--json", cwd=folder).stdout)[0]["updates"] == 1
     assert "serves all of this already" in succeed(*words, cwd=folder).stdout
+    (folder / "gone.txt").write_text(f"{before[0]}\n")
+    named = ("--store", f"lmdb:{folder}/nearcast/store", "--out", "nearcast")
+    said = succeed("update", "shop", "--gone", "gone.txt", "--max-lists-changed", "1", *named, cwd=folder).stdout
+    assert f"undo: nearcast rollback shop {' '.join(named)} --patch 1" in " ".join(said.split())
+    assert "no patch 9: the newest patch in force is 2" in fail("rollback", "shop", "--patch", "9", code=7, cwd=folder)
     succeed("rollback", "shop", "--patch", "0", cwd=folder)
     assert look_up(folder, "q00") == before
 
@@ -58,4 +63,4 @@ def test_follow_once_applies_what_is_there(shop):
 def test_an_update_without_a_batch_or_of_a_missing_file_says_so(shop):
     folder, _ = shop
     assert "nothing to update" in fail("update", "shop.toml", code=2, cwd=folder)
-    assert "none.parquet" in fail("update", "shop.toml", "--items", "none.parquet", code=3, cwd=folder)
+    assert "none.parquet; check the path" in fail("update", "shop.toml", "--items", "none.parquet", code=3, cwd=folder)

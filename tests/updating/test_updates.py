@@ -9,11 +9,12 @@ from unittest import mock
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import nearcast
 from nearcast.api.updates import roll_back_updates
-from nearcast.errors import AuditError, InputError, SpecError
+from nearcast.errors import AuditError, InputError, NotFoundError, SpecError
 from nearcast.publishing.compact_overlay import compact_overlay
 from nearcast.storage.locations import parse_location
 from nearcast.stores import open_store
@@ -225,6 +226,10 @@ def test_a_batch_that_is_in_force_already_writes_nothing(served_shop):
     first, again = shop.update(rows), shop.update(rows)
     assert (first.outcome, again.outcome, again.patch) == ("updated", "nothing_changed", None)
     assert shop.update({}).patch is None
+    nothing = pa.table({name: pa.nulls(0) for name in ("id", "vector", "brand", "country")})  # as exporters write it
+    pq.write_table(nothing, shop.folder / "nothing.parquet")
+    for empty in (nothing, shop.folder / "nothing.parquet", ([], [])):
+        assert nearcast.update(shop.spec(), items=empty, queries=empty, store=shop.store).outcome == "nothing_changed"
     unknown = shop.update(gone=[999_999, 999_998, 999_999])
     assert (unknown.outcome, unknown.absent, unknown.counts["lists"]) == ("nothing_changed", 2, 0)
 
@@ -283,8 +288,9 @@ def test_updates_are_undone_by_number(served_shop):
     before, items = shop.served(), dict(shop.items)
     first = shop.update({601: draw_item(rng)}, gone=[sorted(shop.items)[1]])
     shop.update({602: draw_item(rng)})
-    with shop.store.lock("shop") as lock:
-        shop.store.patches("shop").roll_back(first.version, first.undo, lock)
+    with pytest.raises(NotFoundError, match=r"has no patch 9999: the newest patch in force is \d+; .*published shop"):
+        roll_back_updates(shop.spec(), 9999, store=shop.store)
+    assert roll_back_updates(shop.spec(), first.undo, store=shop.store)[0] == first.patch
     assert shop.served() == before
     shop.items = items
     shop.update({603: draw_item(rng)})  # and updates go on from there

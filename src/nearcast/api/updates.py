@@ -48,7 +48,7 @@ def update(
 
     generator: a name, or a spec with its [publish] and [audit] tables; lists follow the rules of the served snapshot.
     items, queries: a Parquet file, a folder of them, a URL, or a table in memory, with the columns of the source.
-    gone: ids of removed items: a text file with one id per line, a Parquet file, or ids in memory.
+    gone: ids of removed items: a text file with one id per line, a Parquet file, a URL of either, or ids in memory.
     max_lists_changed: share of the lists that may change. Default: that of the spec's [audit]. The state after the
     update is judged by the other rules of [audit] that totals and changed lists can be judged by.
     A batch that is served already changes nothing: it may be repeated. After more than a minute that writes an empty
@@ -74,7 +74,8 @@ def roll_back_updates(
 ) -> list[int]:
     """Undo the patches of the current version with a number above `to`; return their numbers.
 
-    Raises StoreError if one of them was folded with older ones, NotFoundError if nothing is published.
+    Raises StoreError if one of them was folded with older ones, NotFoundError if nothing is published, or if no patch
+    of the version has a number as high as `to`.
     """
     target = resolve_store_target(generator, out)
     with open_target_store(store, target) as opened:

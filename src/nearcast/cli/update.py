@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from nearcast.api.updates import update as update_generator
 from nearcast.cli.common import (
@@ -88,11 +90,21 @@ def update(generator: str, options: UpdateOptions, quiet: bool, as_json_: bool) 
     if as_json_:
         print_json(done.as_dict())
     else:
-        console().print(describe_update(done, generator))
+        console().print(describe_update(done, _name_target(generator, options, done)))
 
 
-def describe_update(done: UpdateResult, generator: str) -> str:
-    """Return the outcome of an update in a few lines."""
+def _name_target(generator: str, options: UpdateOptions, done: UpdateResult) -> str:
+    """Return the generator with the options that name its store and snapshots, as a shell takes them."""
+    words = [generator]
+    if options.store is not None:
+        words += ["--store", done.store]  # without its password
+    if click.get_current_context().get_parameter_source("out") is ParameterSource.COMMANDLINE:
+        words += ["--out", str(options.out)]
+    return shlex.join(words)
+
+
+def describe_update(done: UpdateResult, target: str) -> str:
+    """Return the outcome of an update in a few lines. target: words that name the generator in a command."""
     at = f"{done.generator} {done.version:06d} in {done.store}"
     absent = f"ids to remove that are not served: {done.absent:,}"
     if done.outcome == "nothing_changed":
@@ -112,5 +124,5 @@ def describe_update(done: UpdateResult, generator: str) -> str:
         lines.append("no list takes these items: in each, k others score higher, or the rules filter them")
     if done.short:
         lines.append(f"lists that may lack items until the next run: {done.short:,}")
-    lines.append(f"undo: nearcast rollback {generator} --patch {done.undo}")
+    lines.append(f"undo: nearcast rollback {target} --patch {done.undo}")
     return "\n".join(lines)

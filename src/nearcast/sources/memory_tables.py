@@ -64,7 +64,7 @@ def table_source(spec: SourceSpec, data: object, name: str) -> RowSource:
         raise InputError(f"only = {spec.only!r} goes with files; leave the rows out of the table that is given")
     try:
         table = as_arrow(data, spec, name)
-    except (pa.ArrowException, ValueError, TypeError, NotImplementedError) as error:
+    except (pa.ArrowException, ValueError, TypeError, AttributeError, NotImplementedError) as error:
         raise InputError(
             f"{name} cannot be read as a table ({error}); give ids of one type, and vectors of one length, a row each"
         ) from error

@@ -37,9 +37,13 @@ from nearcast.sources.row_source import (
 from nearcast.sources.user_files import UserFile, check_between_reads, digest_file, ensure_unchanged
 from nearcast.spec import SourceSpec
 
-__all__ = ["open_source"]
+__all__ = ["NoRowsError", "open_source"]
 
 WAY_OUT = "check `path` (it is relative to the spec's own folder, or a URL)"
+
+
+class NoRowsError(InputError):
+    """Parquet files without a row, and without the columns or types of a source."""
 
 
 def open_source(spec: SourceSpec, base: Path, *, leave_out: Path | str | None = None) -> RowSource:
@@ -176,7 +180,7 @@ def _open_parquet_parts(listing: Listing, spec: SourceSpec) -> tuple[tuple[Part,
             else:
                 skipped.append(file.name)
     if not parts:
-        raise InputError(f"{listing.name} has no rows in any of its {len(listing.files):,} files; {WAY_OUT}")
+        raise NoRowsError(f"{listing.name} has no rows in any of its {len(listing.files):,} files; {WAY_OUT}")
     number = {file.name: number for number, file in enumerate(listing.files)}
     notes = [f"{name} has no rows and columns of other types, and was skipped" for name in sorted(skipped)]
     return tuple(sorted(parts, key=lambda part: number[part.name])), notes

@@ -6,41 +6,37 @@ Files or tables in memory. Rows come out in id order, with the types of the serv
 from __future__ import annotations
 
 import errno
-import io
-import re
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from nearcast.errors import BudgetError, InputError
 from nearcast.files import bucket_url, fingerprint
 from nearcast.join.score_terms import ScoreTerms, check_score_terms, plan_scored_tables
 from nearcast.settings.spec_tables import TABLE_LOCATION
-from nearcast.sources.column_roles import id_array, plain_id_type
-from nearcast.sources.ids import are_distinct, argsort_ids, find_positions
+from nearcast.sources.ids import find_positions
 from nearcast.sources.ingest import IngestedTable, Inputs, read_attributes
 from nearcast.sources.ingest_rows import ingest_staged
+from nearcast.sources.listing_rules import GLOB
 from nearcast.sources.memory_tables import is_table, table_source
-from nearcast.sources.open_source import open_source
-from nearcast.sources.open_table import open_table
-from nearcast.sources.pinned_table import PinnedReader
-from nearcast.sources.row_source import MAX_BATCH_ROWS, RowSource
+from nearcast.sources.open_source import NoRowsError, open_source
+from nearcast.sources.row_source import RowSource
 from nearcast.sources.stage_rows import StageSettings, stage_table
 from nearcast.sources.validate_rows import Report, raise_on_errors, report_table
 from nearcast.spec import GeneratorSpec, SourceSpec
 from nearcast.storage.artifacts import LocalArtifacts
 from nearcast.types import AnyArray, IntArray
+from nearcast.updating.fit_types import fit_types
 from nearcast.updating.live_table import LiveRows, LiveTable
+from nearcast.updating.removed_ids import read_removed_ids
 
 __all__ = ["BatchInputs", "BatchRows", "UpdateBatch", "read_batch"]
 
-INTEGER = re.compile("[+-]?[0-9]{1,40}")
 READ_BYTES = 256 << 20
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -110,7 +106,7 @@ def read_batch(spec: GeneratorSpec, items: LiveTable, queries: LiveTable, inputs
         raise InputError("this generator joins its items with themselves: its queries are the items; pass items alone")
     item_rows = _read_rows(spec, spec.items, items, inputs.items, "items")
     query_rows = item_rows if itself else _read_rows(spec, spec.query_source, queries, inputs.queries, "queries")
-    gone = _read_gone(spec.items, items.ids.type, inputs.gone)
+    gone = read_removed_ids(spec.items, items.ids.type, inputs.gone)
     both = find_positions(gone, item_rows.rows.ids)
     if (both >= 0).any():
         first = gone[int(np.argmax(both >= 0))].as_py()
@@ -120,10 +116,13 @@ def read_batch(spec: GeneratorSpec, items: LiveTable, queries: LiveTable, inputs
 
 
 def _read_rows(spec: GeneratorSpec, source: SourceSpec, table: LiveTable, data: object | None, name: str) -> BatchRows:
-    if data is None:
-        none = table.added.take(np.empty(0, np.int64))
+    none = table.added.take(np.empty(0, np.int64))
+    if data is None or _has_no_rows(data):
         return BatchRows(none, none.vectors)
-    opened = _open(source, data, name)
+    try:
+        opened = _open(source, data, name)
+    except NoRowsError:  # whatever its types: exporters write an empty table when nothing is new
+        return BatchRows(none, none.vectors)
     if opened.n_rows and opened.id_type != table.ids.type:
         raise InputError(
             f"the ids of the {name} are {opened.id_type}, and those of the served version {table.ids.type}; write one "
@@ -136,7 +135,7 @@ def _read_rows(spec: GeneratorSpec, source: SourceSpec, table: LiveTable, data: 
     if report.listed != report.vectors:
         raise InputError(f"{report.listed - report.vectors:,} {name} have no vector; an update takes rows with vectors")
     if not report.vectors:
-        return _read_rows(spec, source, table, None, name)
+        return BatchRows(none, none.vectors)
     try:
         with tempfile.TemporaryDirectory(prefix="nearcast-update-") as folder:
             artifacts = LocalArtifacts(Path(folder))
@@ -153,8 +152,17 @@ def _read_rows(spec: GeneratorSpec, source: SourceSpec, table: LiveTable, data: 
             f"no room for the {name} in {tempfile.gettempdir()} ({error}); make room, or set TMPDIR to another disk"
         ) from error
     kinds = table.added.attributes.schema
-    rows = LiveRows(ids, _as_dtype(scored, table, name), _cast_attributes(attributes, kinds, name))
+    rows = LiveRows(ids, _as_dtype(scored, table, name), fit_types(attributes, kinds, name))
     return BatchRows(rows, originals)
+
+
+def _has_no_rows(data: object) -> bool:
+    """Return whether this is a table in memory without rows, of whatever types."""
+    if isinstance(data, tuple):
+        data = data[0] if data else ()
+    elif not is_table(data):
+        return False
+    return hasattr(data, "__len__") and not len(data)
 
 
 def _open(source: SourceSpec, data: object, name: str) -> RowSource:
@@ -162,6 +170,8 @@ def _open(source: SourceSpec, data: object, name: str) -> RowSource:
         return table_source(source.with_data(), data, f"the table of {name}")
     if TABLE_LOCATION.fullmatch(str(data)):
         return open_source(source.with_data(table=str(data)), Path())
+    if not bucket_url(str(data)) and not GLOB.search(str(data)) and not Path(data).exists():
+        raise InputError(f"no file or folder of {name} at {Path(data).absolute()}; check the path")
     return open_source(source.with_data(path=bucket_url(str(data)) or str(Path(data).absolute())), Path())
 
 
@@ -191,84 +201,6 @@ def _as_dtype(vectors: AnyArray, table: LiveTable, name: str) -> AnyArray:
             f"version; write them as {expected.dtype}"
         )
     return cast
-
-
-def _cast_attributes(attributes: pa.Table, kinds: pa.Schema, name: str) -> pa.Table:
-    try:
-        return attributes.cast(kinds)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
-        raise InputError(
-            f"the attributes of the {name} do not fit the types of the served version ({error}); write the same types"
-        ) from error
-
-
-def _read_gone(source: SourceSpec, kind: pa.DataType, data: object | None) -> pa.Array:
-    """Return sorted, distinct ids. Raises InputError that names the line for a text that is no id."""
-    if data is None:
-        return pa.array([], kind)
-    where = "the removed ids"
-    if isinstance(data, str | Path):
-        where = str(data)
-        read = _read_id_table if TABLE_LOCATION.fullmatch(where) else _read_id_file
-        ids = read(where, source.id, kind)
-    elif is_table(data) and not isinstance(data, tuple):
-        ids = _pick_column(pa.table(data), source.id, where)
-    elif not isinstance(data, Iterable):
-        raise InputError(f"{where} must be ids or a file of them, got {data!r}; give one id as a list")
-    else:
-        values = data if isinstance(data, pa.Array | pa.ChunkedArray) else list(data)
-        ids = id_array(np.asarray(values), where) if len(values) else pa.array([], kind)
-    ids = ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids
-    if len(ids) and plain_id_type(ids.type, where, source.id) != kind:
-        raise InputError(f"{where} are {ids.type}, and the ids of the served version are {kind}; write one type")
-    if ids.null_count:
-        raise InputError(f"{where}: {ids.null_count:,} ids are null; leave them out")
-    ids = ids.cast(kind)
-    ids = ids.take(pa.array(argsort_ids(ids)))
-    return ids if are_distinct(ids) else ids.unique()
-
-
-def _read_id_table(where: str, column: str, _kind: pa.DataType) -> pa.ChunkedArray:
-    opened = open_table(where, None, Path())
-    _pick_column(opened.schema.empty_table(), column, opened.name)
-    tables = list(PinnedReader(opened).read([column], MAX_BATCH_ROWS))
-    return pa.concat_tables([pa.schema([opened.schema.field(column)]).empty_table(), *tables]).column(column)
-
-
-def _read_id_file(where: str, column: str, kind: pa.DataType) -> pa.Array | pa.ChunkedArray:
-    path = Path(where)
-    try:
-        with path.open("rb") as file:
-            data = file.read()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}; check the path") from error
-    if data[:4] == b"PAR1":
-        try:
-            return _pick_column(pq.read_table(pa.BufferReader(data)), column, str(path))
-        except pa.ArrowInvalid as error:
-            raise InputError(f"{path} is no whole Parquet file ({error}); write it again") from error
-    try:
-        text = io.StringIO(data.decode("utf-8-sig"), newline=None)  # an id may hold a separator that is no line end
-        lines = [line.strip() for line in text]
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is neither Parquet nor text in UTF-8 ({error}); write one id per line") from error
-    if not pa.types.is_integer(kind):
-        return pa.array([line for line in lines if line], kind)
-    numbers = []
-    for row, line in enumerate(lines):
-        if line and not INTEGER.fullmatch(line):  # `int` takes 1_000 too
-            raise InputError(f"{path} line {row + 1} is {line[:40]!r}, and ids are integers")
-        numbers += [int(line)] if line else []
-    try:
-        return pa.array(numbers, kind)
-    except (pa.ArrowInvalid, OverflowError) as error:
-        raise InputError(f"{path}: an id does not fit int64 ({error})") from error
-
-
-def _pick_column(table: pa.Table, column: str, where: str) -> pa.ChunkedArray:
-    if column not in table.column_names:
-        raise InputError(f"{where} has no column {column!r}; it has {', '.join(table.column_names)}")
-    return table.column(column)
 
 
 def _digest_rows(batch: BatchRows) -> list[Any]:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from nearcast import machine
-from nearcast.errors import AuditError, BusyError
+from nearcast.errors import AuditError, BusyError, NotFoundError
 from nearcast.files import fingerprint
 from nearcast.join.listener import Listener
 from nearcast.knn.join_request import Resources
@@ -201,15 +201,24 @@ class Updater:
 def undo_patches(store: Store, generator: str, to: int) -> tuple[int, list[int]]:
     """Undo the patches of the current version with a number above `to`; return the version and their numbers.
 
-    Raises StoreError if one of them was folded with older ones, NotFoundError if nothing is published.
+    Raises StoreError if one of them was folded with older ones, NotFoundError if nothing is published, or if no patch
+    of the version has a number as high as `to`.
     """
-    pointer = store.pointer(generator)
-    if pointer is None:
-        raise make_unpublished_error(store, generator)
+    log = find_patches(store, generator)
     with hold_publish_lock(store, generator, WAIT_SECONDS) as lock:
-        refuse_during_canary(generator, store.pointer(generator) or pointer)
-        log = find_patches(store, generator)
-        undone = [patch.number for patch in log.state(pointer.version).patches if patch.number > to]
+        pointer = store.pointer(generator)  # under the lock: a publish may have moved it
+        if pointer is None:
+            raise make_unpublished_error(store, generator)
+        refuse_during_canary(generator, pointer)
+        state = log.state(pointer.version)
+        newest = 0 if state.newest is None else state.newest.number
+        if to > newest:
+            known = f"the newest patch in force is {newest}" if newest else "none of its patches is in force"
+            raise NotFoundError(
+                f"version {pointer.version:06d} of {generator} has no patch {to}: {known}; `nearcast published "
+                f"{generator}` lists them"
+            )
+        undone = [patch.number for patch in state.patches if patch.number > to]
         log.roll_back(pointer.version, to, lock)
     return pointer.version, undone
 
@@ -252,7 +261,7 @@ def _drop_equal(batch: BatchRows, table: LiveTable) -> BatchRows:
     newer = batch.rows.take(both)
     differs = (served.vectors != newer.vectors).any(axis=1)
     pairs = zip(*(rows.with_ids(table.columns).to_pylist() for rows in (served, newer)), strict=True)
-    differs |= np.fromiter((old != new for old, new in pairs), np.bool_, len(both))
+    differs |= np.fromiter((repr(old) != repr(new) for old, new in pairs), np.bool_, len(both))  # NaN is itself
     kept = at < 0
     kept[both[differs]] = True
     return batch.take(np.flatnonzero(kept))
