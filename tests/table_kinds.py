@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,9 @@ class DeltaKind:
         """Write the same rows into other files."""
         self.library.write_deltalake(f"{self.root}/items", self._table.to_pyarrow_table(), mode="overwrite")
 
+    def drop(self) -> None:
+        shutil.rmtree(f"{self.root}/items")
+
     def ids(self) -> list[int]:
         return self._table.to_pyarrow_table().column("id").to_pylist()
 
@@ -82,6 +86,14 @@ class LanceKind:
     def rename_column(self, old: str, new: str) -> None:
         self._dataset.alter_columns({"path": old, "name": new})
 
+    def tag(self, name: str, version: int) -> None:
+        self._dataset.tags.create(name, version)
+
+    def branch(self, name: str, rows: pa.Table) -> None:
+        """Make a branch of the newest version with more rows, and a tag of it."""
+        branch = self.library.write_dataset(rows, self._dataset.create_branch(name), mode="append")
+        self._dataset.tags.create(f"{name}-tag", (name, branch.version))
+
     def write(self, rows: pa.Table) -> int:
         found = self.library.write_dataset(rows, f"{self.root}/items.lance", mode="append", max_rows_per_file=100)
         return found.version
@@ -103,6 +115,9 @@ class LanceKind:
 
     def rewrite(self) -> None:
         self.library.write_dataset(self._dataset.to_table(), f"{self.root}/items.lance", mode="overwrite")
+
+    def drop(self) -> None:
+        shutil.rmtree(f"{self.root}/items.lance")
 
     def ids(self) -> list[int]:
         return self._dataset.to_table().column("id").to_pylist()
@@ -141,6 +156,9 @@ class IcebergKind:
         with self._table.update_schema() as change:
             change.rename_column(old, new)
 
+    def tag(self, name: str, version: int) -> None:
+        self._table.manage_snapshots().create_tag(version, name).commit()
+
     def delete(self, where: str) -> int:
         self._table.delete(where.replace("=", "=="))
         return self.version
@@ -156,6 +174,9 @@ class IcebergKind:
 
     def rewrite(self) -> None:
         self._table.overwrite(self._table.scan().to_arrow())
+
+    def drop(self) -> None:
+        self.catalog.drop_table("shop.items")
 
     def ids(self) -> list[int]:
         return self._table.scan().to_arrow().column("id").to_pylist()

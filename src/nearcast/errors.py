@@ -24,6 +24,7 @@ Knows nothing of how an error is shown: the command line does that.
 
 from __future__ import annotations
 
+import re
 import warnings
 from typing import Any
 
@@ -46,8 +47,12 @@ __all__ = [
     "UndecidedError",
     "WithdrawnError",
     "WorkerError",
+    "hide_login",
 ]
 
+LOGIN = re.compile(
+    r"(:/+)[^\s@/\[]*:(?!\*\*\*@|\d+/)[^\s@]*@"
+)  # user:password@ of a URL; not a port, nor what is hidden
 RENAMED = {"PromiseError": "TargetError"}  # earlier names: they work for one minor release, with a warning
 
 
@@ -58,10 +63,21 @@ def __getattr__(name: str) -> Any:
     return globals()[RENAMED[name]]
 
 
+def hide_login(text: str) -> str:
+    """Replace user and password of every URL in a text by ***."""
+    return LOGIN.sub(r"\1***@", text)
+
+
 class NearcastError(Exception):
-    """Base class of every error raised on purpose. The text names the value at fault and the correction."""
+    """Base class of every error raised on purpose. The text names the value at fault and the correction.
+
+    As text it has no user and password of a URL: people write them where they do not belong, and texts go into logs.
+    """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return hide_login(super().__str__())
 
 
 class SpecError(NearcastError):

@@ -6,6 +6,7 @@ import datetime
 import decimal
 import itertools
 import json
+import re
 import sys
 import threading
 
@@ -86,6 +87,17 @@ def test_an_earlier_version_is_read_by_number_and_by_time(made, tmp_path):
     assert len(read(spec_of(made, at="2100-01-01"), tmp_path)) == 30
 
 
+def test_a_number_may_be_text_and_a_name_comes_before_a_time(made, tmp_path):
+    first = made.write(rows(0, 20))
+    made.write(rows(20, 30))
+    assert len(read(spec_of(made, at=str(first)), tmp_path)) == 20
+    if not hasattr(made, "tag"):
+        return
+    made.tag("2100-01-01", first)
+    assert len(read(spec_of(made, at="2100-01-01"), tmp_path)) == 20
+    assert len(read(spec_of(made, at="2100-01-02"), tmp_path)) == 30
+
+
 def test_digests_differ_by_version_and_agree_by_time_and_number(made, tmp_path):
     first = made.write(rows(0, 20))
     newest = open_source(spec_of(made), tmp_path).digests()
@@ -119,6 +131,7 @@ def test_a_renamed_column_is_read_under_its_name_at_that_version(made, tmp_path)
     if not hasattr(made, "rename_column"):
         pytest.skip("the library renames no column")
     made.rename_column("country", "land")
+    assert read(spec_of(made, attributes=("land",)), tmp_path)[3][1] == {"land": "de"}
     made.write(rows(5, 8).rename_columns(["id", "vector", "land"]))
 
     found = read(spec_of(made, attributes=("land",)), tmp_path)
@@ -355,6 +368,26 @@ def test_a_table_in_a_bucket_gives_the_bytes_of_a_local_file(kind, s3_url, tmp_p
 def test_settings_that_do_not_fit_are_refused(settings, message):
     with pytest.raises(SpecError, match=message):
         generator(items=settings)
+
+
+@pytest.mark.parametrize(
+    "location", ["s3a://bucket/items", "~/items", "file:///items", "s3://user:secret/x@bucket/items"]
+)
+def test_a_location_that_can_never_be_read_is_refused_and_shows_no_password(tmp_path, location):
+    with pytest.raises(SpecError) as raised:
+        open_source(SourceSpec(table=f"delta:{location}"), tmp_path)
+    assert re.search("write s3://|write the whole path|write the path|credentials come from", str(raised.value))
+    assert "secret" not in str(raised.value)
+
+
+def test_a_tag_of_another_branch_is_refused_since_its_number_is_of_that_branch(tmp_path, monkeypatch):
+    made = open_kind("lance", str(tmp_path), tmp_path, monkeypatch)
+    made.write(rows(0, 20))
+    made.branch("trial", rows(20, 30))
+    with pytest.raises(InputError, match="the tag 'trial-tag' is of trial; write table = "):
+        open_source(spec_of(made, at="trial-tag"), tmp_path)
+    on_branch = spec_of(made).model_copy(update={"table": f"{made.location}/tree/trial", "at": "trial-tag"})
+    assert len(read(on_branch, tmp_path)) == 30
 
 
 def test_a_path_that_takes_no_table_says_so(tmp_path):

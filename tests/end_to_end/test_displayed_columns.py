@@ -11,7 +11,10 @@ from nearcast.errors import InputError
 from nearcast.service.responses import encode
 
 VECTORS = [[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]]
-UNSTORABLE = ("interval", "union", "a time after 9999", "text that is not UTF-8")
+FAR = pa.array([2**31 - 1, None, None], pa.date32())  # the date "infinity" of databases
+FAR_NESTED = pa.array([[{"on": 2**62}], None, None], pa.list_(pa.struct([("on", pa.timestamp("us"))])))
+MORE = {"a day after 9999": (FAR, ""), "a nested time after 9999": (FAR_NESTED, "")}
+UNSTORABLE = (*MORE, "interval", "union", "a time after 9999", "text that is not UTF-8")
 
 
 def run_with(monkeypatch, folder, columns):
@@ -40,4 +43,4 @@ def test_columns_of_every_type_are_read_back_by_a_look_up(tmp_path, monkeypatch)
 @pytest.mark.parametrize("name", UNSTORABLE)
 def test_a_column_that_cannot_be_kept_is_refused_by_name(tmp_path, monkeypatch, name):
     with pytest.raises(InputError, match="column 'thing' "):
-        run_with(monkeypatch, tmp_path, {"thing": REFUSED[name][0]})
+        run_with(monkeypatch, tmp_path, {"thing": (REFUSED | MORE)[name][0]})

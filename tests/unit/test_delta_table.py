@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import datetime
 import json
 import struct
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from nearcast.errors import InputError
@@ -109,6 +111,53 @@ def test_a_renamed_column_is_found_by_its_physical_name(tmp_path):
     add_to_log(tmp_path, {"metaData": metadata})
 
     assert read(tmp_path, "land")[3] == {"land": "de"}
+
+
+def test_nested_columns_are_found_by_their_physical_names(tmp_path):
+    mapped = {"delta.columnMapping.mode": "name"}
+    made = pa.array([[{"size": number}] if number else None for number in range(10)])
+    deltalake.write_deltalake(tmp_path / "items", rows(offers=made), configuration=mapped)
+    [metadata] = last_actions(tmp_path, "metaData")
+    metadata["schemaString"] = metadata["schemaString"].replace('"size"', '"width"')
+    add_to_log(tmp_path, {"metaData": metadata})
+
+    assert [read(tmp_path, "offers")[number]["offers"] for number in (0, 3)] == [None, [{"width": 3}]]
+
+
+def test_partition_values_of_bytes_are_bytes(tmp_path):
+    made = pa.array([b"a\xff", None] * 5, pa.binary())
+    deltalake.write_deltalake(tmp_path / "items", rows(made=made), partition_by=["made"])
+    assert [read(tmp_path, "made")[number]["made"] for number in (0, 1)] == [b"a\xff", None]
+
+
+def test_the_times_of_spark_are_read_until_the_year_9999(tmp_path):
+    until = [datetime.datetime(9999, 12, 31, tzinfo=datetime.UTC), datetime.datetime(1, 1, 1, tzinfo=datetime.UTC)] * 5
+    table = rows(until=pa.array(until, pa.timestamp("us", "UTC")))
+    deltalake.write_deltalake(tmp_path / "items", table)
+    [add] = last_actions(tmp_path, "add")
+    pq.write_table(table, tmp_path / "items" / add["path"], use_deprecated_int96_timestamps=True)
+
+    assert [read(tmp_path, "until")[number]["until"] for number in range(10)] == until
+
+
+def test_files_that_the_log_names_absolutely_are_those_of_a_clone(tmp_path):
+    deltalake.write_deltalake(tmp_path / "items", rows())
+    (tmp_path / "items").rename(tmp_path / "a source")
+    [log] = (tmp_path / "a source" / "_delta_log").glob("*.json")
+    (tmp_path / "items" / "_delta_log").mkdir(parents=True)
+    path = f"file://{tmp_path}/a%20source/"
+    (tmp_path / "items" / "_delta_log" / log.name).write_text(log.read_text().replace('"path":"', f'"path":"{path}'))
+
+    assert read(tmp_path).keys() == set(range(10))
+
+
+@pytest.mark.parametrize("at", [None, 0, "2100-01-01"])
+def test_a_damaged_log_is_an_error_at_any_version(tmp_path, at):
+    for _ in range(2):
+        deltalake.write_deltalake(tmp_path / "items", rows(), mode="append")
+    (tmp_path / "items" / "_delta_log" / f"{1:020}.json").write_text('{"add": nothing')
+    with pytest.raises(InputError, match=r"delta:items cannot be read .*; check the location and its log"):
+        open_source(SourceSpec(table="delta:items", at=at), tmp_path)
 
 
 def test_a_feature_that_is_not_known_is_an_error(tmp_path):

@@ -40,6 +40,26 @@ def test_paths_of_a_query_are_relative_to_the_spec(folder, monkeypatch):
     assert ids_of(source) == [3, 4, 5]
 
 
+def test_a_file_of_the_current_folder_is_never_taken_for_one_of_the_spec(folder, tmp_path_factory, monkeypatch):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    write_parquet(elsewhere / "items.parquet", [7], VECTORS[:1])
+    monkeypatch.chdir(elsewhere)
+    for query in (
+        "select * from 'items.parquet'",
+        "from items.parquet",
+        """select * from read_parquet(["items.parquet"])""",
+    ):
+        with pytest.raises(InputError, match=r"names items.parquet, and there is one in the current folder"):
+            open_query(folder, query)
+    assert ids_of(open_query(folder, f"select * from '{folder}/items.parquet'")) == list(range(6))
+
+
+def test_a_folder_with_a_comma_is_one_folder(folder):
+    (folder / "a,b").mkdir()
+    write_parquet(folder / "a,b" / "few.parquet", [7], VECTORS[:1])
+    assert ids_of(open_query(folder / "a,b", "from 'few.parquet'")) == [7]
+
+
 def test_equal_results_have_an_equal_hash_in_any_order(folder):
     asked = ("select * from 'items.parquet' order by price desc", "select *, 7 as other from 'items.parquet'")
     digests = [open_query(folder, sql).digests() for sql in asked]
@@ -60,7 +80,8 @@ def test_a_run_of_an_unchanged_query_returns_the_snapshot(folder):
     [
         ("select * from 'none.parquet'", "No files found"),
         ("selec 1", "correct the query"),
-        ("select 1; select 2", "2 statements"),
+        ("select 1; select 2", "got SELECT, SELECT; write one SELECT"),
+        ("select * from library", "Table with name library does not exist"),
         ("select 1); drop table x; (select 2", "correct the query"),
         ("create table x as select 1", "write one SELECT"),
         ("select 1 as item, [1.0] as vector", r"has no column 'id'"),

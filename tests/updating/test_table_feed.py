@@ -132,3 +132,14 @@ def test_another_table_than_that_of_the_snapshot_is_refused(shop, tmp_path, monk
     shop.made = other
     with pytest.raises(InputError, match=r"was made of .*, not of delta:|cannot be read"):
         shop.catch_up()
+
+
+def test_a_table_that_was_made_again_is_an_error_and_not_a_change(shop, tmp_path, monkeypatch):
+    shop.made.write(rows(range(60, 65), seed=1))
+    shop.catch_up()
+    shop.made.drop()
+    shop.made.write(rows(range(500, 560), seed=8))
+    for ids in (range(560, 565), range(565, 570)):
+        shop.made.write(rows(ids, seed=9))
+    with pytest.raises(InputError, match=r"made again|cannot be read"):
+        shop.catch_up()

@@ -14,24 +14,44 @@ __all__ = ["check_storable", "plain_column", "plain_type", "refuse_twice", "to_m
 
 NO_PARQUET = (pa.types.is_interval, pa.types.is_union)
 YEARS = (-62_135_596_800, 253_402_300_799)  # seconds of the years 1 to 9999, which ISO 8601 has
+DAY = 86_400  # seconds
 PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 
 
 def check_storable(name: str, column: pa.ChunkedArray[Any]) -> None:
-    """Raise InputError if a snapshot or store cannot hold a column: by its type, text or times."""
+    """Raise InputError if a snapshot or store cannot hold a column: by its type, text or times, nested ones too."""
     kind = column.type
     if any(test(kind) for test in NO_PARQUET):
         raise InputError(f"column {name!r} is of type {kind}, which snapshots cannot hold; convert it, or leave it out")
+    for values in _list_nested(column):
+        check_storable(name, values)
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         try:
             column.validate(full=True)
         except pa.ArrowInvalid as error:
             raise InputError(f"column {name!r} holds text that is not UTF-8 ({error}); write it as UTF-8") from error
-    if pa.types.is_timestamp(kind):
-        ends = pc.min_max(column.cast(pa.int64())).as_py()
-        bounds = [bound * PER_SECOND[kind.unit] for bound in YEARS]
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+        is_day = pa.types.is_date32(kind)
+        ends = pc.min_max(column.cast(pa.int32() if is_day else pa.int64())).as_py()
+        unit = PER_SECOND[getattr(kind, "unit", "ms")]
+        bounds = [bound // DAY if is_day else bound * unit for bound in YEARS]
         if ends["min"] is not None and not bounds[0] <= ends["min"] <= ends["max"] <= bounds[1]:
             raise InputError(f"column {name!r} holds a time before the year 1 or after 9999; leave it null for none")
+
+
+def _list_nested(column: pa.ChunkedArray[Any]) -> list[pa.ChunkedArray[Any]]:
+    """Return the columns in a column of structs, lists or maps, plain; none in another one."""
+    kind, types = column.type, pa.types
+    if types.is_struct(kind):
+        found = column.flatten()
+    elif types.is_map(kind):
+        found = [pa.chunked_array([chunk.keys for chunk in column.chunks], kind.key_type)]
+        found += [pa.chunked_array([chunk.items for chunk in column.chunks], kind.item_type)]
+    elif hasattr(kind, "value_type") and not types.is_dictionary(kind) and not types.is_run_end_encoded(kind):
+        found = [pc.list_flatten(column)]
+    else:
+        return []
+    return [plain_column(values) for values in found]
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:

@@ -6,6 +6,7 @@ as all Parquet files are.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,21 +18,22 @@ import numpy as np
 import pyarrow as pa
 
 from nearcast.errors import InputError, MissingExtraError, StorageError
-from nearcast.files import bucket_url, fingerprint
+from nearcast.files import SAME_SCHEMES, bucket_url, fingerprint
 from nearcast.sources.bucket_files import find_object, open_bucket, parse_bucket_path
 from nearcast.sources.marked_rows import APPEND_TRIES, MarkedRows, refuse_other_columns
 from nearcast.sources.parquet_files import Footer, read_batches, read_footer
 from nearcast.sources.parquet_listing import map_files
-from nearcast.sources.pinned_table import PinnedTable, TablePiece, fit_batch
+from nearcast.sources.physical_columns import find_physical_name, name_nested, parse_constant
+from nearcast.sources.pinned_table import PinnedTable, TablePiece, fit_batch, parse_at
 from nearcast.sources.user_files import LocalFile, UserFile, describe_error
 from nearcast.types import AnyArray
 
 __all__ = ["append_to_delta", "find_delta_version", "open_delta"]
 
 # reader features that are supported, or that do not concern the rows
+ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 FEATURES = {"columnMapping", "deletionVectors", "domainMetadata", "timestampNtz", "typeWidening"}
 FEATURES |= {"typeWidening-preview", "v2Checkpoint", "vacuumProtocolCheck", "variantType", "variantType-preview"}
-PHYSICAL_NAME = "delta.columnMapping.physicalName"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,10 @@ class DeltaFile:
         n_rows = sum(self.groups[first:last])
         for batch in read_batches(self.file, n_rows, stored, max_rows, groups=range(first, last)):
             found = batch.rename_columns([names[name] for name in batch.schema.names])
+            for i, field in enumerate(found.schema):
+                if pa.types.is_nested(field.type):
+                    column = name_nested(found.column(i), self.types.field(field.name).type)
+                    found = found.set_column(i, field.name, column)
             fitted = fit_batch(found, schema, self.where, self.constants)
             if self.is_kept is not None:
                 fitted = fitted.filter(pa.array(self.is_kept[row : row + len(batch)]))
@@ -72,7 +78,7 @@ class DeltaFile:
             yield fitted
 
 
-def open_delta(name: str, location: str, base: Path, at: int | datetime | str | None) -> PinnedTable:
+def open_delta(name: str, location: str, base: Path, at: int | str | None) -> PinnedTable:
     """Open a version of a table. at: a version, or a time; None: the newest version.
 
     Raises InputError if there is no table, no such version, or its files were removed.
@@ -82,17 +88,23 @@ def open_delta(name: str, location: str, base: Path, at: int | datetime | str | 
     _refuse_features(name, table)
     version, types, files = table.version(), _read_types(table), table.file_uris()
     made = _read_time(name, uri, version)
-    if isinstance(at, datetime) and made and datetime.fromisoformat(made) > at:
+    time = parse_at(at)
+    if isinstance(time, datetime) and made and datetime.fromisoformat(made) > time:
         raise InputError(
-            f"{name}: the oldest version that is left was made at {made}, after at = {at}; choose a later time"
+            f"{name}: the oldest version that is left was made at {made}, after at = {time}; choose a later time"
         )
     actions = pa.table(table.get_add_actions())
-    values = actions["partition"].to_pylist() if "partition" in actions.column_names else [{}] * len(files)
+    paths = [unquote(path) for path in actions["path"].to_pylist()]
+    partitions = actions["partition"].to_pylist() if "partition" in actions.column_names else [{}] * len(files)
+    values = [{key: parse_constant(value, types.field(key).type) for key, value in one.items()} for one in partitions]
     masks = _read_masks(table)
-    names = [PurePath(unquote(path)).name for path in actions["path"].to_pylist()]
-    if masks.keys() - set(files) or names != [PurePath(unquote(uri)).name for uri in files]:
+    if masks.keys() - set(files) or [PurePath(path).name for path in paths] != [
+        PurePath(unquote(uri)).name for uri in files
+    ]:
         raise InputError(f"{name}: names of its files cannot be matched with its log; export the table to Parquet")
-    physical = {field.name: (field.metadata or {}).get(PHYSICAL_NAME, field.name) for field in table.schema().fields}
+    # a file that is named absolutely lies outside: the table was cloned
+    files = [path if ABSOLUTE.match(path) else uri for path, uri in zip(paths, files, strict=True)]
+    physical = {field.name: find_physical_name(field) for field in pa.schema(table.schema().to_arrow())}
     order = sorted(range(len(files)), key=files.__getitem__)
     opened = _open_files(name, version, [files[i] for i in order])
     pieces: list[TablePiece] = []
@@ -120,25 +132,28 @@ def find_delta_version(name: str, location: str, base: Path) -> tuple[int, str]:
     return version, _read_time(name, uri, version)
 
 
-def _load(name: str, uri: str, at: int | datetime | str | None) -> Any:
-    library = _import_library()
-    if isinstance(at, str):
+def _load(name: str, uri: str, at: int | str | None) -> Any:
+    library, wanted = _import_library(), parse_at(at)
+    if isinstance(wanted, str):
         raise InputError(
             f'{name}: at = {at!r} is neither a version nor a time; write at = 12 or at = "2026-11-28T06:00:00Z"'
         )
+    table, newest = None, -1
     try:
         table = library.DeltaTable(uri)
-        if isinstance(at, int) and at > table.version():  # the library would try every version up to it
-            raise InputError(f"{name} has no version at = {at}; the newest is {table.version()}")
-        if at is not None and at != table.version():
-            table.load_as_version(at)
+        newest = table.version()
+        if isinstance(wanted, int) and wanted > newest:  # the library would try every version up to it
+            raise InputError(f"{name} has no version at = {at}; the newest is {newest}")
+        if wanted is not None and wanted != newest:
+            table.load_as_version(wanted)
         return table
     except library.exceptions.TableNotFoundError as error:
         raise InputError(f"{name}: no Delta table at {uri} ({describe_error(error)}); check `table`") from error
     except (library.exceptions.DeltaError, ValueError, OverflowError, OSError) as error:
-        if at is None:
-            raise InputError(f"{name} cannot be read ({describe_error(error)})") from error
-        newest = library.DeltaTable(uri).version()
+        if at is None or table is None:
+            raise InputError(
+                f"{name} cannot be read ({describe_error(error)}); check the location and its log"
+            ) from error
         raise InputError(
             f"{name} has no version at = {at} ({describe_error(error)}); the newest is {newest}, and the log of old "
             "ones may have been removed"
@@ -191,12 +206,13 @@ def _open_files(name: str, version: int, uris: Sequence[str]) -> list[tuple[User
 
 
 def _open_file(name: str, uri: str) -> UserFile:
-    if url := bucket_url(uri):
+    scheme, separator, rest = uri.partition(":")
+    if url := bucket_url(f"{SAME_SCHEMES.get(scheme.lower(), scheme)}{separator}{rest}"):
         location = parse_bucket_path(url)
         if found := find_object(location, open_bucket(location.bucket)):
             return found
         raise InputError(f"no object at {uri}")
-    path = Path(uri.removeprefix("file://"))
+    path = Path(re.sub(r"^file:/+", "/", uri))
     return LocalFile(path, f"{name}: {path.name}")
 
 

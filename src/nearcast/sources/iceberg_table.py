@@ -18,7 +18,7 @@ import pyarrow as pa
 from nearcast.errors import InputError, MissingExtraError, StorageError
 from nearcast.files import fingerprint
 from nearcast.sources.marked_rows import APPEND_TRIES, MarkedRows, refuse_other_columns
-from nearcast.sources.pinned_table import PinnedTable, fit_batch
+from nearcast.sources.pinned_table import PinnedTable, fit_batch, parse_at
 from nearcast.sources.user_files import describe_error
 
 __all__ = ["append_to_iceberg", "find_iceberg_version", "open_iceberg"]
@@ -63,25 +63,27 @@ class IcebergFile:
             ) from error
 
 
-def open_iceberg(name: str, location: str, _base: Path, at: int | datetime | str | None) -> PinnedTable:
+def open_iceberg(name: str, location: str, _base: Path, at: int | str | None) -> PinnedTable:
     """Open a snapshot of a table. at: id of a snapshot, a time, or a branch or tag; None: the current snapshot.
 
     Raises InputError if there is no catalog, table or snapshot, or it has equality deletes.
     """
     table = _load(name, location)
     snapshot = _find_snapshot(name, table, at)
-    scan = table.scan(snapshot_id=snapshot.snapshot_id)
+    # the current snapshot has the columns that the table has now, which may have been renamed or added since
+    is_current = snapshot == table.current_snapshot()
+    scan = table.scan() if is_current else table.scan(snapshot_id=snapshot.snapshot_id)
     try:
         tasks = sorted(scan.plan_files(), key=lambda task: str(task.file.file_path))
-    except (ValueError, NotImplementedError) as error:  # equality deletes
-        raise InputError(
-            f"{name}: snapshot {snapshot.snapshot_id} cannot be read ({describe_error(error)}); rewrite its data files "
-            "without delete files, for example with Spark's rewrite_data_files"
-        ) from error
     except OSError as error:
         raise InputError(
             f"{name}: files of snapshot {snapshot.snapshot_id} were removed ({describe_error(error)}); choose a "
             "newer one"
+        ) from error
+    except Exception as error:  # equality deletes, or a damaged manifest, whose errors have no class of their own
+        raise InputError(
+            f"{name}: snapshot {snapshot.snapshot_id} cannot be read ({describe_error(error)}); if it has equality "
+            "deletes, rewrite its data files without delete files, for example with Spark's rewrite_data_files"
         ) from error
     types = _read_types(scan)
     stored = sum(task.file.file_size_in_bytes for task in tasks)
@@ -135,21 +137,23 @@ def _open_catalog(name: str, location: str) -> tuple[Any, str]:
         ) from error
 
 
-def _find_snapshot(name: str, table: Any, at: int | datetime | str | None) -> Any:
+def _find_snapshot(name: str, table: Any, at: int | str | None) -> Any:
     """Return the snapshot. Raises InputError if there is none."""
     if at is None:
         found = table.current_snapshot()
         if found is None:
             raise InputError(f"{name} has no snapshot: no row was written yet")
         return found
-    if isinstance(at, datetime):
-        found = table.snapshot_as_of_timestamp(int(at.timestamp() * 1000))
+    # a name comes before a time: a tag may be named by its day
+    wanted = at if isinstance(at, str) and table.snapshot_by_name(at) else parse_at(at)
+    if isinstance(wanted, datetime):
+        found = table.snapshot_as_of_timestamp(int(wanted.timestamp() * 1000))
     else:
-        found = table.snapshot_by_id(at) if isinstance(at, int) else table.snapshot_by_name(at)
+        found = table.snapshot_by_id(wanted) if isinstance(wanted, int) else table.snapshot_by_name(wanted)
     if found is None:
         known = ", ".join(str(snapshot.snapshot_id) for snapshot in table.snapshots()[-3:])
         raise InputError(
-            f"{name} has no snapshot at = {at}: it was expired, or never made; the newest are {known or 'none'}"
+            f"{name} has no snapshot at = {wanted}: it was expired, or never made; the newest are {known or 'none'}"
         )
     return found
 

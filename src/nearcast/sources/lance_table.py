@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from nearcast.errors import InputError, MissingExtraError
 from nearcast.files import bucket_url, fingerprint
-from nearcast.sources.pinned_table import PinnedTable, fit_batch
+from nearcast.sources.pinned_table import PinnedTable, fit_batch, parse_at
 from nearcast.sources.user_files import describe_error
 
 __all__ = ["find_lance_version", "open_lance"]
@@ -56,7 +56,7 @@ class LanceFragment:
             raise InputError(f"{self.where}: {rows:,} rows came where there were {limit:,}; run again")
 
 
-def open_lance(name: str, location: str, base: Path, at: int | datetime | str | None) -> PinnedTable:
+def open_lance(name: str, location: str, base: Path, at: int | str | None) -> PinnedTable:
     """Open a version of a dataset. at: a version, a time, or a tag; None: the newest version.
 
     Raises InputError if there is no dataset, no such version, or its files were removed.
@@ -90,7 +90,7 @@ def _read_time(dataset: Any) -> str:
     return made.astimezone(UTC).isoformat()
 
 
-def _load(name: str, uri: str, at: int | datetime | str | None) -> Any:
+def _load(name: str, uri: str, at: int | str | None) -> Any:
     try:
         import lance
     except ImportError as error:
@@ -101,13 +101,26 @@ def _load(name: str, uri: str, at: int | datetime | str | None) -> Any:
         raise InputError(f"{name}: no Lance dataset at {uri} ({describe_error(error)}); check `table`") from error
     if at is None:
         return newest
-    version = _find_version(name, newest, at) if isinstance(at, datetime) else at
+    tag = newest.tags.list().get(at) if isinstance(at, str) else None  # before a time: a tag may be named by its day
+    if tag is not None and tag["branch"] != _find_branch(newest, uri):  # its number counts versions of that branch
+        where = f'write table = "lance:DATASET/tree/{tag["branch"]}"' if tag["branch"] else "write the dataset itself"
+        raise InputError(f"{name}: the tag {at!r} is of {tag['branch'] or 'the main branch'}; {where}")
+    wanted = parse_at(at) if tag is None else tag["version"]
+    version = _find_version(name, newest, wanted) if isinstance(wanted, datetime) else wanted
     try:
+        if isinstance(version, str):
+            raise ValueError("no such tag")
         return lance.dataset(uri, version=version)
     except (ValueError, OSError, OverflowError) as error:
         raise InputError(
             f"{name} has no version at = {at}: it was cleaned up, or never made; the newest is {newest.version}"
         ) from error
+
+
+def _find_branch(dataset: Any, uri: str) -> str | None:
+    """Return the branch that a location is of; None for the main branch."""
+    branch = uri.rstrip("/").rpartition("/tree/")[2]
+    return branch if branch in dataset.branches.list() else None
 
 
 def _find_version(name: str, dataset: Any, at: datetime) -> int:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
-from nearcast.errors import SpecError
+from nearcast.errors import SpecError, hide_login
+from nearcast.files import path_fault
 from nearcast.settings.spec_tables import TABLE_LOCATION
 from nearcast.sources.delta_table import append_to_delta, find_delta_version, open_delta
 from nearcast.sources.iceberg_table import append_to_iceberg, find_iceberg_version, open_iceberg
@@ -17,7 +18,7 @@ from nearcast.spec import SourceSpec
 
 __all__ = ["append_to_table", "find_version", "open_table", "pin_version"]
 
-FORMATS: dict[str, Callable[[str, str, Path, int | datetime | str | None], PinnedTable]] = {
+FORMATS: dict[str, Callable[[str, str, Path, int | str | None], PinnedTable]] = {
     "delta": open_delta,
     "iceberg": open_iceberg,
     "lance": open_lance,
@@ -40,7 +41,7 @@ def append_to_table(target: str, base: Path, rows: MarkedRows) -> bool:
 
     Raises SpecError for another target, StorageError if it cannot be written.
     """
-    kind, _, location = target.partition(":")
+    kind, location = _split_location(target, base)
     if kind not in WRITERS or not (location if kind == "parquet" else TABLE_LOCATION.fullmatch(target)):
         raise SpecError(
             f"the target is {target!r}; write delta:PATH, parquet:FOLDER or iceberg:CATALOG.NAMESPACE.TABLE"
@@ -53,13 +54,13 @@ def open_table(table: str, at: int | str | None, base: Path) -> PinnedTable:
 
     Raises InputError if there is no table or no such version, MissingExtraError without the library of its format.
     """
-    kind, _, location = table.partition(":")
-    return FORMATS[kind](table, location, base, _parse_at(at))
+    kind, location = _split_location(table, base)
+    return FORMATS[kind](table, location, base, at)
 
 
 def find_version(table: str, base: Path) -> tuple[int, str]:
     """Return the newest version of a table and when it was made; reads less than opening it. Raises InputError."""
-    kind, _, location = table.partition(":")
+    kind, location = _split_location(table, base)
     return NEWEST[kind](table, location, base)
 
 
@@ -72,12 +73,13 @@ def pin_version(spec: SourceSpec, base: Path) -> SourceSpec:
     return spec.model_copy(update={"at": version})
 
 
-def _parse_at(at: int | str | None) -> int | datetime | str | None:
-    """Return a time where the text is one; a time without a zone is UTC."""
-    if not isinstance(at, str):
-        return at
-    try:
-        time = datetime.fromisoformat(at)
-    except ValueError:
-        return at
-    return time if time.tzinfo else time.replace(tzinfo=UTC)
+def _split_location(table: str, base: Path) -> tuple[str, str]:
+    """Return the format and the location of a table. Raises SpecError for a location that can never be read."""
+    kind, _, location = table.partition(":")
+    if kind in ("delta", "lance", "parquet"):
+        if hide_login(location) != location:
+            raise SpecError(f"{table} has a password; credentials come from the environment")
+        fault = None if os.path.lexists(base / location) else path_fault(location, buckets=True)
+        if fault:
+            raise SpecError(f"{table}: {fault}")
+    return kind, location

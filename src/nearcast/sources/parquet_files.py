@@ -100,8 +100,11 @@ def read_batches(
 
 def _open_parquet(file: UserFile) -> pq.ParquetFile:
     # `pre_buffer` would keep the buffers of all row groups until the end; without a size of buffers, whole columns of a
-    # row group would be read at once, however large
-    return pq.ParquetFile(file.open(), pre_buffer=False, buffer_size=file.buffer_bytes)
+    # row group would be read at once, however large. Times of 96 bits, as of Spark, overflow in
+    # nanoseconds: the year 9999 would be 1816
+    return pq.ParquetFile(
+        file.open(), pre_buffer=False, buffer_size=file.buffer_bytes, coerce_int96_timestamp_unit="us"
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -17,7 +18,7 @@ from nearcast.sources.row_source import Part, RowSpan, describe_part
 from nearcast.sources.user_files import UserFile
 from nearcast.spec import SourceSpec
 
-__all__ = ["PinnedReader", "PinnedTable", "TablePiece", "describe_pinned", "fit_batch"]
+__all__ = ["PinnedReader", "PinnedTable", "TablePiece", "describe_pinned", "fit_batch", "parse_at"]
 
 
 class TablePiece(Protocol):
@@ -125,3 +126,14 @@ def fit_batch(
                 "write the file again"
             ) from error
     return pa.RecordBatch.from_arrays(columns, names=schema.names)
+
+
+def parse_at(at: int | str | None) -> int | datetime | str | None:
+    """Return a time or a number where the text is one. A time without a zone is UTC."""
+    if not isinstance(at, str):
+        return at
+    try:
+        time = datetime.fromisoformat(at.strip())
+    except ValueError:
+        return int(at) if at.strip().isdecimal() else at
+    return time if time.tzinfo else time.replace(tzinfo=UTC)

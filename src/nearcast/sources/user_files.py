@@ -34,6 +34,8 @@ __all__ = [
     "shown_path",
 ]
 
+MOST_TEXT = 500  # characters of a library's error
+
 
 @dataclass(frozen=True, slots=True)
 class FileState:
@@ -258,9 +260,10 @@ def changed_error(name: str, why: str = "") -> ChangedInputError:
 
 
 def describe_error(error: Exception) -> str:
-    """Return the first line of a library's error, or its class."""
+    """Return the first line of a library's error, cut off after `MOST_TEXT`, or its class."""
     text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+    line = text.splitlines()[0] if text else type(error).__name__
+    return line if len(line) <= MOST_TEXT else f"{line[:MOST_TEXT]}..."
 
 
 def shown_path(path: Path | str, base: Path | None = None) -> str:

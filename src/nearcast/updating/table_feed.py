@@ -1,12 +1,12 @@
 """A change feed of a table with versions (Delta, Iceberg, Lance): the rows of files that a newer version has or lacks.
 
 The feed narrows what is read and decides nothing: a row that is the same as before, such as one of a compacted file,
-changes nothing in an update. Offsets are {"version": v}, and {"version": v, "to": w, "row": n} within a large change.
+changes nothing in an update. Offsets are {"version": v, "hash": h}, with "to" and "row" within a large change.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -51,39 +51,51 @@ class TableFeed:
         self._is_again = False
         newest, made = find_version(self.name, Path())
         to = known.get("to", newest)
-        while known != {"version": to}:
-            yield from self._read_change(known["version"], to, known.get("row", 0), _seconds(made))
+        while "to" in known or known["version"] != to:
+            yield from self._read_change(known, to, _seconds(made))
             known, to = {"version": to}, newest
 
     def oldest_waiting(self, offset: Any) -> float | None:
         """Return when the newest version was made, if it has not been read."""
         newest, made = find_version(self.name, Path())
-        return None if offset == {"version": newest} and not self._is_again else _seconds(made)
+        is_read = offset is not None and "to" not in offset and offset["version"] == newest
+        return None if is_read and not self._is_again else _seconds(made)
 
     def _find_start(self) -> int:
         """Return the version that the snapshot was made of. Raises InputError if it is of another table."""
         recorded = self._snapshot.manifest.facts["inputs"]["items"]["files"][0]
         version = recorded.get("version")
-        if version is None or PinnedReader(self._open(version)).digest()["blake2b"] != recorded["blake2b"]:
+        if version is None or _hash_identity(self._open(version)) != recorded["blake2b"]:
             raise InputError(
                 f"snapshot {self._snapshot.name} was made of {recorded['name']}, not of {self.name}; follow that, or "
                 "run and publish with this table as the items"
             )
         return int(version)
 
-    def _read_change(self, version: int, to: int, first: int, arrived: float) -> Iterator[FeedBatch]:
+    def _read_change(self, offset: Mapping[str, Any], to: int, arrived: float) -> Iterator[FeedBatch]:
+        """Yield the change from the version of an offset to another one, after the rows that the offset has.
+
+        An offset has the hash of its version: a table that was made again counts its versions from the beginning.
+        """
+        version, first = offset["version"], offset.get("row", 0)
         before, after = self._open(version), self._open(to)
+        hashed = _hash_identity(before)
+        if offset.get("hash", hashed) != hashed:
+            raise InputError(
+                f"{self.name} was made again: its version {version} is not the one that was followed; publish a run of "
+                "the new table, and begin there with --again '*'"
+            )
         known, kept = {piece.key for piece in before.pieces}, {piece.key for piece in after.pieces}
         added = replace(after, pieces=tuple(piece for piece in after.pieces if piece.key not in known))
         removed = replace(before, pieces=tuple(piece for piece in before.pieces if piece.key not in kept))
-        name, end = f"{self.name} at {to}", {"version": to}
+        name, end = f"{self.name} at {to}", {"version": to, "hash": _hash_identity(after)}
         gone = None if first else self._find_gone(removed, added)
         row = 0
         for table in _split_rows(added, self._columns, self._most_rows):
             start, row = row, row + len(table)
             if start >= first and len(table):
                 part = f"{name} from row {start:,}"
-                offset = {"version": version, "to": to, "row": row}
+                offset = {"version": version, "hash": hashed, "to": to, "row": row}
                 yield FeedBatch(part, offset, arrived, len(table), BatchInputs(items=table, gone=gone), None, end)
                 gone = None
         yield FeedBatch(name, end, arrived, 0 if gone is None else len(gone), BatchInputs(gone=gone))
@@ -97,12 +109,22 @@ class TableFeed:
 
     def _open(self, version: int) -> PinnedTable:
         try:
-            return open_table(self.name, version, Path())
+            table = open_table(self.name, version, Path())
         except InputError as error:
             raise InputError(
                 f"the changes of {self.name} since version {version} cannot be read ({error}); publish a run of a "
                 "newer version, and begin there with --again '*'"
             ) from error
+        if missing := [column for column in self._columns if column not in table.schema.names]:
+            raise InputError(
+                f"{self.name} has no column {missing[0]!r} in version {version}, and the served snapshot has; publish "
+                "a run without it, and begin there with --again '*'"
+            )
+        return table
+
+
+def _hash_identity(table: PinnedTable) -> str:
+    return str(PinnedReader(table).digest()["blake2b"])
 
 
 def _read_rows(table: PinnedTable, columns: Sequence[str]) -> pa.Table:
