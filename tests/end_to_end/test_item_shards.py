@@ -15,12 +15,14 @@ import pytest
 import nearcast
 from builders import clustered, generator, write_parquet
 from nearcast.errors import SpecError
-from nearcast.join import shard_plan
+from nearcast.join import measure_snapshot, shard_plan
 from nearcast.join.context import RunContext
 from nearcast.join.listener import Listener
 from nearcast.join.shard_plan import count_shards
 from nearcast.knn import query_splits
 from nearcast.sources.stage_rows import StageSettings
+from nearcast.table import candidate_schema
+from nearcast.table.candidate_schema import rows_per_group
 from run_specs import CAPS, ITEM_ATTRIBUTES, QUERY_ATTRIBUTES, RANK, RUN_SPECS, SHOWN
 
 N_ITEMS, N_QUERIES, DIM = 700, 500, 12
@@ -119,10 +121,31 @@ def test_items_that_do_not_fit_the_memory_are_joined_in_passes_with_the_same_fil
     one = run(shop, tmp_path / "1", 1, **SPECS["rules and caps"])
     monkeypatch.setattr(shard_plan, "count_passes", lambda *_: 3)
     caplog.set_level("INFO", logger="nearcast")
+    monkeypatch.setattr(measure_snapshot, "BLOCK_SHARE", 1 << 50)  # one sampled list is compared at a time
     many = run(shop, tmp_path / "3", 1, **SPECS["rules and caps"], run=None)
     assert hash_files(many) == hash_files(one)
+    assert same_measures(many) == same_measures(one)
+    assert many.manifest.worst_queries == one.manifest.worst_queries
+    assert many.manifest.slices == one.manifest.slices
     assert many.manifest.facts["run"]["estimate"]["shards"] == 3
     assert "they are joined in 3 passes" in caplog.text
+
+
+def test_long_ids_make_smaller_row_groups_that_are_measured_looked_up_and_published(shop, tmp_path, monkeypatch):
+    one = run(shop, tmp_path / "1", 1, **SPECS["free"])
+    monkeypatch.setattr(candidate_schema, "GROUP_BYTES", 1_000)  # ids of 5 bytes
+    many = run(shop, tmp_path / "2", 1, **SPECS["free"])
+    rows = many.manifest.group_rows
+    assert 8 < rows < 20
+    assert rows_per_group(10) == one.manifest.group_rows
+    read = [pq.read_table(snapshot.folder / "candidates") for snapshot in (one, many)]
+    assert read[0].equals(read[1])
+    with many.open_file("candidates", 0) as file:
+        assert {file.metadata.row_group(number).num_rows for number in range(file.num_row_groups - 1)} == {rows}
+    assert same_measures(many) == same_measures(one)
+    assert many.rows(np.array([3, 40])).equals(one.rows(np.array([3, 40])))
+    assert many.lookup("q0003") == one.lookup("q0003")
+    nearcast.publish("shop", store=f"lmdb:{tmp_path / 'store'}", out=tmp_path / "2")
 
 
 @pytest.mark.parametrize("kind", ["free", "rules and caps", "a ranking model"])

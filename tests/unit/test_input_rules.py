@@ -23,6 +23,7 @@ from nearcast.publishing.audit_values import (
     ValueChange,
     VectorChange,
 )
+from nearcast.sources import ids as ids_module
 from nearcast.sources.ids import hash_ids, sample_rows_by_hash
 from nearcast.spec import AuditSpec
 
@@ -426,11 +427,14 @@ def test_a_sample_by_hash_is_of_the_same_ids_however_rows_come_and_keeps_them_wh
     assert known & set(left.to_pylist()) <= kept
 
 
-def test_hashes_of_strings_depend_on_all_bytes_their_order_and_their_number() -> None:
+def test_hashes_of_strings_depend_on_all_bytes_their_order_and_their_number(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = ["", "a", "b", "ab", "ba", "aa", "a\0", "\0a", "\0", "\0\0", "ä", "x" * 5_000, "x" * 5_001]
     found = hash_ids(pa.array(texts))
     assert len(set(found.tolist())) == len(texts)
     assert hash_ids(pa.array(["none", *texts, "b"])[1:-1]).tolist() == found.tolist()
+    for size in (0, 3, 5_000):  # bytes that are hashed at a time
+        monkeypatch.setattr(ids_module, "HASHED_BYTES", size)
+        assert hash_ids(pa.array(texts)).tolist() == found.tolist()
     assert hash_ids(pa.array([], pa.string())).tolist() == []
     assert hash_ids(pa.array([1, 2])).tolist() == [10451216379200822465, 10905525725756348110]  # of SplitMix64
 

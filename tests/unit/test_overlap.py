@@ -27,7 +27,7 @@ def write_snapshot(folder, lists: dict[str, list[str]]) -> Snapshot:
     ]
     size = rows_per_group(K)
     groups = (pa.Table.from_pylist(rows[start : start + size], schema) for start in range(0, len(rows), size))
-    write_file(folder / "candidates" / file_name(0), schema, K, groups)
+    write_file(folder / "candidates" / file_name(0), schema, size, groups)
     return Snapshot(folder, Manifest({"k": K, "rows": len(rows), "generator": "shop", "spec": {"k": K}}))
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nearcast.measure.drift import compare_sketches, measure_repeats, sample_sketch_rows
+from nearcast.measure.drift import compare_sketches, find_repeats, sample_sketch_rows
 from nearcast.measure.recall import estimate_recall, recall_at, recall_per_query, regret_per_query
 from nearcast.measure.slices import (
     Slice,
@@ -17,7 +17,7 @@ from nearcast.measure.slices import (
     traffic_slices,
     value_slices,
 )
-from nearcast.types import Neighbors
+from nearcast.types import ArrayVectors, Neighbors
 
 EMPTY = -np.inf
 
@@ -177,4 +177,6 @@ def test_copies_of_an_item_in_one_list_are_counted_and_ties_of_different_items_a
     vectors = np.array([[1, 0], [1, 0], [0, 1], [1, 0]], np.float32)
     positions = np.array([[0, 1, 3, 2], [0, 2, -1, -1]])
     scores = np.array([[1, 1, 1, 0], [0.5, 0.5, EMPTY, EMPTY]], np.float32)
-    assert measure_repeats(positions, scores, vectors, np.arange(4)) == 2 / 6
+    filled, repeated = find_repeats(positions, scores, ArrayVectors(vectors))
+    assert filled.tolist() == [4, 2]
+    assert repeated.tolist() == [2, 0]

@@ -10,6 +10,7 @@ import pytest
 from builders import generator, ingested, source_spec, table, vector_column, write_parquet
 from nearcast.errors import InputError
 from nearcast.files import verify
+from nearcast.sources import ids, write_range
 from nearcast.sources.ids import argsort_ids, find_positions, read_ids, repeats, shared_positions, write_ids
 from nearcast.sources.memory_tables import table_source
 from nearcast.sources.open_source import open_source
@@ -310,10 +311,12 @@ def contents(folder):
 
 
 @pytest.mark.parametrize(("rows", "memory_bytes"), [(20, 1), (300, 4_000), (500, 100_000)])
-def test_vectors_and_ids_have_the_same_bytes_under_a_tiny_and_a_large_budget(rows, memory_bytes, tmp_path):
+def test_vectors_and_ids_have_the_same_bytes_under_a_tiny_and_a_large_budget(rows, memory_bytes, tmp_path, monkeypatch):
     pq.write_table(random_table(rows), tmp_path / "items.parquet", row_group_size=37)
     source = open_source(source_spec(), tmp_path)
     large = contents(ingested(source, tmp_path / "large").folder)
+    monkeypatch.setattr(ids, "COMPARED_BYTES", 100)  # of ids, which are put in order in blocks
+    monkeypatch.setattr(write_range, "LONG_IDS_BYTES", 100)
     small = contents(ingested(source, tmp_path / "small", memory_bytes=memory_bytes).folder)
     for name in ("vectors.npy", "ids.arrow", "listed.arrow"):
         assert small[name] == large[name], name

@@ -40,6 +40,7 @@ def draft_manifest(
         "generator": run.spec.name,
         "version": next_version(run.workspace.out, run.spec.name),
         "rows": table["rows"],
+        **{key: table[key] for key in ("group_rows",) if key in table},
         "fingerprint": context.plan.fingerprint,
         "nearcast": __version__,
         "spec": context.spec.as_recorded(),

@@ -15,12 +15,14 @@ from nearcast.engines import choose_engine
 from nearcast.engines.base import Estimate, JoinRequest, JoinShape
 from nearcast.errors import BudgetError
 from nearcast.join.inputs import read_trial_vectors
+from nearcast.join.measure_snapshot import BLOCK_SHARE, SLOT_PAIR_BYTES
 from nearcast.join.passes import LIBRARY_BYTES
 from nearcast.join.plan_join import sample_sizes
 from nearcast.join.shard_plan import choose_shards
 from nearcast.knn.exact_join import QUERY_ROWS, choose_blocks
 from nearcast.knn.reserve_lists import plan_reserve
 from nearcast.measure.appearances import DENSE_ITEMS
+from nearcast.measure.sampled_recall import RANGE_SLOTS
 from nearcast.measure.truth import cached_width
 from nearcast.spec import GeneratorSpec
 from nearcast.table.snapshot import list_snapshots
@@ -36,7 +38,7 @@ __all__ = ["RunEstimate", "estimate_run", "require_budget"]
 TABLE_BYTES = 136 << 20  # working set of writing: one row group and its ids, several times
 MEASURE_BYTES = 101 << 20  # of measuring, beside the blocks of the exact join: a row group, samples
 SECONDS_PER_SLOT, SECONDS_PER_LIST = 180e-9, 2e-6  # to write the table; measured on packages, two cores
-SAMPLED_SLOT_BYTES = 72  # of a slot of the measured lists and their truth
+SAMPLED_SLOT_BYTES = 72  # of a slot of the lists that are compared with their truth at a time
 SLOT_BYTES = 12  # of a list of a task: position and score
 OTHER_DISK = 1 << 20  # manifests, file headers
 SMALL_TABLE_BYTES, TABLE_BYTES_PER_SLOT = 32 << 20, 192
@@ -150,7 +152,8 @@ def _sum_costs(
 ) -> RunEstimate:
     """Add up reading, index, join, table and truth. pair_seconds: of the reference join."""
     slots = shape.n_queries * shape.request.k
-    sampled_queries = sum(sample_sizes(run, shape.n_queries))
+    report, choosing, checking = sample_sizes(run, shape.n_queries)
+    sampled_queries = report + choosing + checking
     spent = run.meter.seconds
     seconds = {
         "read": spent.get("hash", 0.0) + spent.get("check", 0.0) * INGEST_PER_SCAN,
@@ -163,7 +166,7 @@ def _sum_costs(
         engine.working_bytes,
         checked.memory_bytes,
         _table_memory(slots, shape.n_items),
-        _measure_memory(slots) + _truth_memory(run, shape, sampled_queries),
+        _measure_memory(slots) + _truth_memory(run, shape, max(report, choosing + checking)),
     )
     disk = (
         checked.disk_bytes + engine.disk_bytes + slots * (SLOT_BYTES + 14) + OTHER_DISK
@@ -185,9 +188,10 @@ def _measure_memory(slots: int) -> int:
 
 def _truth_memory(run: RunContext, shape: JoinShape, queries: int) -> int:
     """Estimate the memory of the exact join of the sampled queries, with wider lists, and of their lists."""
-    width = cached_width(shape.request.k)
-    blocks = choose_blocks(shape.dim, width, run.resources, capped=bool(run.spec.caps))
-    lists = queries * shape.request.k * SAMPLED_SLOT_BYTES
+    k, memory = shape.request.k, run.resources.memory_bytes
+    blocks = choose_blocks(shape.dim, cached_width(k), run.resources, capped=bool(run.spec.caps))
+    held = min(queries * k * SLOT_PAIR_BYTES, memory // BLOCK_SHARE)
+    lists = held + min(queries * k, max(k, RANGE_SLOTS)) * SAMPLED_SLOT_BYTES
     return blocks.bytes_per_thread * min(run.resources.threads, -(-queries // QUERY_ROWS)) + lists
 
 

@@ -26,17 +26,18 @@ from nearcast.knn.exact_join import exact_join
 from nearcast.knn.join_request import JoinRequest
 from nearcast.knn.scores import rescore
 from nearcast.measure.drift import VectorDrift, compare_sketches, sample_sketch_rows
-from nearcast.measure.list_quality import Quality, guess_metric, measure_quality
+from nearcast.measure.list_quality import Quality, choose_diagnosed, guess_metric, measure_quality
 from nearcast.measure.sampled_recall import SampledLists, measure_overlap
 from nearcast.sources.ids import find_positions, find_sorted
 from nearcast.sources.ingest import IngestedTable, Inputs
-from nearcast.table.candidate_schema import rows_per_group
 from nearcast.table.sketches import SKETCH, Sketch, read_sketch, write_sketch
 from nearcast.table.snapshot import Snapshot
-from nearcast.types import EMPTY_POSITION, FloatArray, IntArray, Metric, PartOfVectors, Vectors
+from nearcast.types import EMPTY_POSITION, FloatArray, IntArray, Metric, Neighbors, PartOfVectors, Vectors
 
-__all__ = ["Baseline", "EarlierSnapshot", "SnapshotQuality", "measure_snapshot"]
+__all__ = ["BLOCK_SHARE", "SLOT_PAIR_BYTES", "Baseline", "EarlierSnapshot", "SnapshotQuality", "measure_snapshot"]
 
+BLOCK_SHARE = 8  # true neighbors and lists of sampled queries take so much of the memory at a time, 1/n
+SLOT_PAIR_BYTES = 24  # of a slot of a list with its true neighbor
 BLOCK_BYTES = 4 << 20  # of vectors in float32 that are searched at a time
 PROBES = 64  # old vectors that are searched for, to see whether their ids have moved
 COSINE_ERROR = 0.01  # of a cosine in float32, generously
@@ -95,14 +96,19 @@ def measure_snapshot(
     """
     with run.meter.stage("measure"):
         rows = draw_samples(run, inputs).report
-        truth = find_sample_truth(run, plan.request, inputs, rows, run.workspace.truths)
-        truth = lists.derive_truth(truth, rows, run.spec.k)
-        retrieved = read_retrieved_lists(run, inputs, rows)
-        if overlap is not None:
-            retrieved = _read_updated_lists(lists, inputs, rows, snapshot)
-        quality = measure_quality(run.spec, snapshot, inputs, rows, truth, last, retrieved)
+
+        def read(some: IntArray) -> tuple[Neighbors, SampledLists | None]:
+            truth = find_sample_truth(run, plan.request, inputs, some, run.workspace.truths)
+            retrieved = read_retrieved_lists(run, inputs, some)
+            if overlap is not None:
+                retrieved = _read_updated_lists(lists, inputs, some, snapshot)
+            return lists.derive_truth(truth, some, run.spec.k), retrieved
+
+        block_slots = run.resources.memory_bytes // BLOCK_SHARE // SLOT_PAIR_BYTES
+        quality = measure_quality(run.spec, snapshot, inputs, rows, read, last, block_slots)
         measures = quality.measures | measure_drift(snapshot.folder, inputs, last, run.spec.seed, run.resources)
-        likely = guess_metric(plan.request, run.resources, inputs, rows, quality.lists, measures["recall"])
+        some = rows[choose_diagnosed(len(rows))]
+        likely = guess_metric(plan.request, run.resources, inputs, some, quality.diagnosed, measures["recall"])
     if last is not None:
         with run.meter.stage("overlap"):
             measures |= overlap or measure_overlap(last, snapshot, run.listener.progress)
@@ -128,7 +134,7 @@ def _read_updated_lists(
     items, queries = inputs.items, inputs.queries
     stored = lists.cut(lists.stored.read(rows), rows)
     numbers = find_sorted(queries.ids.take(pa.array(rows)), queries.listed_ids)
-    groups = numbers // rows_per_group(snapshot.manifest.k)
+    groups = numbers // snapshot.manifest.group_rows
     read = np.flatnonzero(groups == groups[len(groups) // 2])
     written = snapshot.rows(numbers[read], ["candidate_ids"]).column(0).combine_chunks()
     positions = stored.positions[read]

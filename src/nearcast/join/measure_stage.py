@@ -21,7 +21,7 @@ from nearcast.join.profile_inputs import profile_inputs
 from nearcast.join.reserves import name_reserves
 from nearcast.join.run_mode import joins_in_full, read_base
 from nearcast.join.run_tasks import open_plan, open_prepared, read_report
-from nearcast.join.table_stage import list_table_calls, table_shape
+from nearcast.join.table_stage import describe_groups, list_table_calls, table_shape
 from nearcast.join.task_context import TaskContext
 from nearcast.join.updated_overlap import measure_updated_overlap
 from nearcast.measure.table_parts import measure_table
@@ -60,7 +60,8 @@ def do_measure(context: TaskContext, args: Mapping[str, Any], folder: Path) -> d
             sums += PartSums(**context.read_facts(call.name)["sums"])
             parts.append(run.results.open(call.name, ["tally"]) / "tally")
         measures = measure_table(shape, report.queries.rows, sums, parts) | lists.measures
-    draft = Manifest({"k": run.spec.k, "rows": shape.n_rows, "spec": context.spec.as_recorded()})
+    facts = {"k": run.spec.k, "rows": shape.n_rows, "spec": context.spec.as_recorded()}
+    draft = Manifest({**facts, **describe_groups(shape)})
     table = Snapshot(folder, draft, TableResults(run.results, folder, run.workspace.out))
     version = args["earlier"]
     earlier = None if version is None else find_snapshot(run.workspace.out, run.spec.name, version)
@@ -71,6 +72,7 @@ def do_measure(context: TaskContext, args: Mapping[str, Any], folder: Path) -> d
         profile = profile_inputs(run.spec, inputs, report)
     return {
         "rows": shape.n_rows,
+        **describe_groups(shape),
         "artifacts": sorted(prepared.artifacts | _list_joined_artifacts(context)),
         "facts": {**quality.facts, **lists.facts, "profile": profile},
         "measures": measures | quality.measures,

@@ -20,7 +20,7 @@ from nearcast.join.cause_decider import ChangeCause
 from nearcast.join.change_shares import ROUNDING, FigureChange
 from nearcast.join.scored_items import SnapshotInputs
 from nearcast.knn.join_request import JoinRequest, Resources
-from nearcast.measure.list_quality import find_hits
+from nearcast.measure.list_figures import find_hits
 from nearcast.measure.sampled_recall import find_truth, read_sampled_lists, sample_queries
 from nearcast.table.snapshot import Snapshot
 from nearcast.types import IntArray, Neighbors

@@ -31,7 +31,15 @@ from nearcast.table.candidate_schema import Reason, candidate_schema, candidate_
 from nearcast.table.write_table import GROUPS_PER_FILE, cut_files, file_name, write_file
 from nearcast.types import FloatArray, IntArray, Neighbors, Progress
 
-__all__ = ["TableSource", "do_table", "find_queries", "list_table_calls", "table_shape", "write_table_part"]
+__all__ = [
+    "TableSource",
+    "describe_groups",
+    "do_table",
+    "find_queries",
+    "list_table_calls",
+    "table_shape",
+    "write_table_part",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +55,8 @@ class TableSource:
 
 def list_table_calls(context: TaskContext) -> list[TaskCall]:
     """Return a call per file of the table."""
-    files = cut_files(read_report(context).queries.listed, context.run.spec.k)
+    shape = table_shape(context)
+    files = cut_files(shape.n_rows, shape.group_rows)
     return [TaskCall(f"table/{number:06d}", "table", {"number": number}) for number in range(len(files))]
 
 
@@ -64,8 +73,13 @@ def do_table(context: TaskContext, args: Mapping[str, Any], folder: Path) -> dic
 def table_shape(context: TaskContext) -> TableShape:
     """Return the size of the table."""
     report, spec = read_report(context), context.run.spec
-    rows, items = report.queries.listed, report.items.vectors
-    return TableShape(rows, items, spec.k, rows_per_group(spec.k), spec.measure.fill_at)
+    group_rows = rows_per_group(spec.k, report.items.id_bytes, report.queries.id_bytes)
+    return TableShape(report.queries.listed, report.items.vectors, spec.k, group_rows, spec.measure.fill_at)
+
+
+def describe_groups(shape: TableShape) -> dict[str, int]:
+    """Return the rows of a row group for the manifest, where long ids make them fewer than k does."""
+    return {} if shape.group_rows == rows_per_group(shape.k) else {"group_rows": shape.group_rows}
 
 
 def write_table_part(
@@ -73,7 +87,7 @@ def write_table_part(
 ) -> dict[str, Any]:
     """Write one file of the table, and its tally, into `folder`. Return the sums of its rows."""
     queries, shape = source.inputs.queries, source.shape
-    start, stop = cut_files(shape.n_rows, shape.k)[number]
+    start, stop = cut_files(shape.n_rows, shape.group_rows)[number]
     ranked = source.lists.stored.is_ranked
     schema = candidate_schema(queries.listed_ids.type, source.inputs.items.ids.type, ranked=ranked)
     tally = PartTally(folder / "tally", shape, number * GROUPS_PER_FILE)
@@ -85,7 +99,7 @@ def write_table_part(
             progress("table", last, shape.n_rows)
 
     (folder / "candidates").mkdir(parents=True)
-    write_file(folder / "candidates" / file_name(number), schema, shape.k, write_groups())
+    write_file(folder / "candidates" / file_name(number), schema, shape.group_rows, write_groups())
     return {"sums": asdict(tally.save())}
 
 

@@ -18,7 +18,7 @@ from nearcast.join.reserves import open_shape
 from nearcast.join.run_mode import COMPARE, joins_in_full, read_base
 from nearcast.join.run_tasks import open_prepared
 from nearcast.join.select_candidates import SelectedLists
-from nearcast.join.table_stage import find_queries
+from nearcast.join.table_stage import find_queries, table_shape
 from nearcast.join.task_context import TaskContext
 from nearcast.knn.reserve_lists import cut_reserve
 from nearcast.measure.sampled_recall import OverlapSums, choose_ranges
@@ -58,7 +58,7 @@ def _add_up(context: TaskContext, lists: SelectedLists) -> dict[str, float]:
     old_items, old_queries = (_open_table(context, name) for name in read_base(context)["tables"])
     numbers = _ItemNumbers.of(context, old_items, new.items)
     listed, before = new.queries.listed_ids, old_queries.listed_ids
-    ranges = choose_ranges(len(listed), run.spec.k)
+    ranges = choose_ranges(len(listed), run.spec.k, table_shape(context).group_rows)
     sums, low, high = OverlapSums(), 0, 0
     for number, (start, stop) in enumerate(ranges):
         ids, positions = find_queries(new.queries, start, stop)

@@ -11,12 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from nearcast.measure.recall import draw_rows
-from nearcast.types import FloatArray, IntArray
+from nearcast.types import FloatArray, IntArray, Vectors
 
-__all__ = ["VectorDrift", "compare_sketches", "measure_repeats", "sample_sketch_rows"]
+__all__ = ["VectorDrift", "compare_sketches", "find_repeats", "sample_sketch_rows"]
 
 SKETCHED = 1024
 FEWEST_SHARED = 32  # ids in both sketches; with fewer, the drift is not measured
+COMPARED_BYTES = 8 << 20  # of vectors
 CHANGED = 0.9  # least cosine of a vector with its later self
 
 
@@ -56,19 +57,23 @@ def compare_sketches(then: FloatArray, now: FloatArray, matches: IntArray) -> Ve
     )
 
 
-def measure_repeats(positions: IntArray, scores: FloatArray, vectors: FloatArray, rows: IntArray) -> float:
-    """Return the share of filled slots, (n, k), whose vector equals that of the preceding candidate.
+def find_repeats(positions: IntArray, scores: FloatArray, items: Vectors) -> tuple[IntArray, IntArray]:
+    """Return (n,) the filled slots of each list, (n, k), and (n,) those whose vector equals the one before them.
 
-    rows: (m,) sorted item positions of `vectors`. Copies of an item have equal scores, so they are adjacent.
+    Copies of an item have equal scores, so they are adjacent. Reads the vectors of adjacent slots of equal score alone.
     """
-    filled = int(np.count_nonzero(positions >= 0))
     order = np.argsort(-scores, axis=1, kind="stable")
     listed = np.take_along_axis(positions, order, 1)
     scored = np.take_along_axis(scores, order, 1)
     is_tied = (scored[:, 1:] == scored[:, :-1]) & (listed[:, 1:] >= 0) & (listed[:, :-1] >= 0)
-    first, second = listed[:, :-1][is_tied], listed[:, 1:][is_tied]
-    same = (vectors[np.searchsorted(rows, first)] == vectors[np.searchsorted(rows, second)]).all(axis=1)
-    return float(np.count_nonzero(same)) / max(1, filled)
+    rows, slots = np.nonzero(is_tied)
+    repeated = np.zeros(len(positions), np.int64)
+    step = max(1, COMPARED_BYTES // (items.dim * items.dtype.itemsize))
+    for start in range(0, len(rows), step):
+        some, at = rows[start : start + step], slots[start : start + step]
+        same = (items.take(listed[some, at]) == items.take(listed[some, at + 1])).all(axis=1)
+        repeated += np.bincount(some[same], minlength=len(repeated))
+    return np.count_nonzero(positions >= 0, axis=1), repeated
 
 
 def _compute_cosines(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -5,7 +5,7 @@ The lists are read from the snapshot's files; the truth comes from the exact ref
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,8 +17,8 @@ import pyarrow.compute as pc
 from nearcast.errors import InputError
 from nearcast.knn.join_request import JoinRequest, Resources
 from nearcast.knn.scores import rescore
-from nearcast.measure.drift import measure_repeats
-from nearcast.measure.recall import estimate_recall, recall_at, recall_per_query, regret_per_query
+from nearcast.measure.list_figures import DEPTHS, ListFigures, compare_lists, concat_figures, cut_blocks
+from nearcast.measure.recall import estimate_recall, recall_per_query
 from nearcast.measure.sampled_recall import SampledLists, find_truth, read_sampled_lists
 from nearcast.measure.slices import (
     FEWEST,
@@ -32,22 +32,31 @@ from nearcast.measure.slices import (
     traffic_slices,
     value_slices,
 )
-from nearcast.measure.ties import tie_warning, tied_share
+from nearcast.measure.ties import count_ties, tie_warning
 from nearcast.sources.ids import find_ascending
 from nearcast.sources.ingest import Inputs, read_rows
 from nearcast.spec import GeneratorSpec
 from nearcast.table.snapshot import Snapshot
-from nearcast.types import FloatArray, IntArray, Metric, Neighbors
+from nearcast.types import EMPTY_POSITION, FloatArray, IntArray, Metric, Neighbors
 
-__all__ = ["Quality", "check_slice_type", "find_hits", "guess_metric", "measure_quality", "read_weights"]
+__all__ = [
+    "Quality",
+    "ReadLists",
+    "check_slice_type",
+    "choose_diagnosed",
+    "guess_metric",
+    "measure_quality",
+    "read_weights",
+]
 
-DEPTHS = (1, 10)  # beside k
 WORST = 20  # queries with the lowest recall that are named
 DIAGNOSED = 200  # queries that are compared with the truth under other metrics
 RUNNERS_UP, RUNNERS_UP_BYTES = 50, 256 << 20  # queries whose second best item is searched if k is 1, and its memory
 CLEARLY_MORE = 0.1  # recall under another metric; so large a difference is not chance
 
 Float64Array = npt.NDArray[np.float64]
+ReadLists = Callable[[IntArray], tuple[Neighbors, SampledLists | None]]
+"""Returns the true neighbors of some queries, and their lists; None where the snapshot's files have them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +65,7 @@ class Quality:
 
     measures: dict[str, float]
     slices: list[SliceRecall]
-    lists: SampledLists
+    diagnosed: IntArray  # (choose_diagnosed(n), widest list) item positions, -1 for none
     worst: list[dict[str, Any]]  # sampled queries with the lowest recall, the lowest first: query, recall
     ties: str | None  # a warning where scores cannot tell items apart
 
@@ -66,57 +75,110 @@ def measure_quality(
     snapshot: Snapshot,
     inputs: Inputs,
     rows: IntArray,
-    truth: Neighbors,
+    read: ReadLists,
     last: Snapshot | None,
-    retrieved: SampledLists | None = None,
+    block_slots: int,
 ) -> Quality:
     """Compare the lists of the queries at these positions with their true neighbors.
 
-    retrieved: the lists of the join, if a model has ranked them since; recall is measured before ranking.
+    read: called with blocks of the queries, of about `block_slots` slots. It returns other lists than those of the
+    files if a model has ranked them since: recall is measured before ranking.
     Raises InputError for a weight that is not a number of at least 0, or an attribute that cannot make slices.
     """
-    metric = inputs.metric
-    width = truth.positions.shape[1]
-    lists = retrieved or read_sampled_lists(snapshot, inputs, rows, metric, width)
     columns = _read_columns(spec, inputs, rows)
     weights = None if spec.query_source.weight is None else read_weights(spec.query_source.weight, columns)
-    shares = recall_per_query(lists.scores, truth)
-    n = inputs.queries.vectors.n
+    figures, diagnosed = _compare_blocks(spec, snapshot, inputs, rows, read, last, block_slots)
+    n, shares = inputs.queries.vectors.n, figures.recalls[0]
     measures = _estimate_with_interval("recall", shares, n) | {"recall_sample": len(rows)}
-    for depth in (d for d in DEPTHS if d < width):
-        measures |= _estimate_with_interval(f"recall_at_{depth}", recall_at(lists.scores, truth, depth), n)
+    for depth, at_depth in zip(DEPTHS, figures.recalls[1:], strict=False):
+        measures |= _estimate_with_interval(f"recall_at_{depth}", at_depth, n)
     if weights is not None:
         measures |= _estimate_with_interval("recall_by_traffic", shares, n, weights)
-    measures["score_regret"] = float(regret_per_query(lists.scores, truth).mean()) if len(rows) else 0.0
-    measures["repeats"] = _measure_repeats(lists, inputs)
-    scores = lists.scores if spec.k > 1 else _score_runners_up(spec, inputs, rows)
-    measures["score_ties"] = tied_share(scores)
+    measures["score_regret"] = float(figures.regrets.mean()) if len(rows) else 0.0
+    filled, repeated, followers, tied = (int(count) for count in figures.slots.sum(axis=0))
+    measures["repeats"] = repeated / max(1, filled)
+    extremes = figures.extremes
+    if spec.k == 1:
+        extremes = _score_runners_up(spec, inputs, rows)
+        followers, tied = (int(counts.sum()) for counts in count_ties(extremes))
+    measures["score_ties"] = tied / max(1, followers)
     slices = list(_make_slices(spec, inputs, rows, columns, weights))
-    best = lists.scores[:, 0] if lists.scores.shape[1] else np.full(len(rows), -np.inf)
-    recalls = slice_recalls(slices, shares, best.astype(np.float64), n, spec.recall)
+    recalls = slice_recalls(slices, shares, figures.best, n, spec.recall)
     if last is not None:
-        recalls += _new_item_recalls(inputs, last, lists, truth, n, spec.recall)
+        recalls += _new_item_recalls(figures, n, spec.recall)
     worst = _find_worst(shares, inputs.queries.ids.take(pa.array(rows)))
-    ties = tie_warning(measures["score_ties"], scores, metric, measures["repeats"])
-    return Quality(measures, recalls, lists, worst, ties)
+    ties = tie_warning(measures["score_ties"], extremes, inputs.metric, measures["repeats"])
+    return Quality(measures, recalls, diagnosed, worst, ties)
+
+
+def _compare_blocks(
+    spec: GeneratorSpec,
+    snapshot: Snapshot,
+    inputs: Inputs,
+    rows: IntArray,
+    read: ReadLists,
+    last: Snapshot | None,
+    block_slots: int,
+) -> tuple[ListFigures, IntArray]:
+    """Return the figures of all lists, and the item positions of the diagnosed ones; a block of queries at a time."""
+    known = None if last is None else _find_kind(last, inputs)
+    chosen, parts, diagnosed = choose_diagnosed(len(rows)), [], []
+    for outer in cut_blocks(len(rows), spec.join_k, block_slots):
+        truth, retrieved = read(rows[outer])
+        width, new = truth.positions.shape[1], None
+        listed = np.unique(truth.positions[truth.positions >= 0]) if known is not None else np.empty(0, np.int64)
+        if known is not None and len(listed):
+            new = _NewItems(listed, ~_find_known(known, inputs.items.ids.take(pa.array(listed))))
+        for inner in cut_blocks(len(truth.positions), width):
+            true = Neighbors(truth.positions[inner], truth.scores[inner])
+            if retrieved is None:
+                lists = read_sampled_lists(snapshot, inputs, rows[outer][inner], inputs.metric, width)
+            else:
+                lists = SampledLists(retrieved.positions[inner], retrieved.scores[inner])
+            parts.append(compare_lists(lists, true, inputs.items.vectors, new))
+            first = outer.start + inner.start
+            here = chosen[(chosen >= first) & (chosen < first + len(true.positions))]
+            diagnosed.append(lists.positions[here - first])
+    widest = max(lists.shape[1] for lists in diagnosed)
+    padded = [
+        np.pad(lists, ((0, 0), (0, widest - lists.shape[1])), constant_values=EMPTY_POSITION) for lists in diagnosed
+    ]
+    return concat_figures(parts), np.concatenate(padded)
+
+
+@dataclass(frozen=True, slots=True)
+class _NewItems:
+    """Which of the true neighbors the earlier snapshot did not have."""
+
+    positions: IntArray  # ascending
+    is_new: npt.NDArray[np.bool_]
+
+    def __call__(self, positions: IntArray) -> npt.NDArray[np.bool_]:
+        """Return (n,) whether the items at these positions, true neighbors, are new."""
+        found: npt.NDArray[np.bool_] = self.is_new[np.searchsorted(self.positions, positions)]
+        return found
+
+
+def choose_diagnosed(n: int) -> IntArray:
+    """Return the rows, of n, of the lists that are compared with the truth under other metrics."""
+    return np.linspace(0, n - 1, min(n, DIAGNOSED)).astype(np.int64)
 
 
 def guess_metric(
-    request: JoinRequest, resources: Resources, inputs: Inputs, rows: IntArray, lists: SampledLists, recall: float
+    request: JoinRequest, resources: Resources, inputs: Inputs, rows: IntArray, lists: IntArray, recall: float
 ) -> str | None:
     """Return another metric under which the lists have clearly more recall, if recall is below the target; else None.
 
-    recall: of the lists under the request's own metric.
+    rows: the diagnosed queries. lists: their item positions. recall: of all lists under the request's own metric.
     """
     if recall >= request.recall or not len(rows):
         return None
-    some = np.linspace(0, len(rows) - 1, min(len(rows), DIAGNOSED)).astype(np.int64)
-    queries = inputs.queries.vectors.take(rows[some])
-    request = replace(request, k=lists.positions.shape[1], constraints=request.constraints.without_min_score())
+    queries = inputs.queries.vectors.take(rows)
+    request = replace(request, k=lists.shape[1], constraints=request.constraints.without_min_score())
     recalls: dict[str, float] = {}
     for metric in Metric:
-        truth = find_truth(inputs, rows[some], replace(request, metric=metric), resources)
-        scores = rescore(queries, inputs.items.vectors, lists.positions[some], metric).scores
+        truth = find_truth(inputs, rows, replace(request, metric=metric), resources)
+        scores = rescore(queries, inputs.items.vectors, lists, metric).scores
         recalls[str(metric)] = float(recall_per_query(scores, truth).mean())
     best = max(recalls, key=lambda name: recalls[name])
     return best if recalls[best] >= recalls[str(request.metric)] + CLEARLY_MORE else None
@@ -193,28 +255,23 @@ def _attribute_slices(name: str, column: pa.ChunkedArray) -> Iterator[Slice]:
         yield from value_slices(name, pc.fill_null(encoded.indices, -1).to_numpy().astype(np.int64), labels)
 
 
-def _new_item_recalls(
-    inputs: Inputs, last: Snapshot, lists: SampledLists, truth: Neighbors, n: int, target: float
-) -> list[SliceRecall]:
+def _new_item_recalls(figures: ListFigures, n: int, target: float) -> list[SliceRecall]:
     """Return the recall of items new since the last snapshot, and of all others, over the queries that need them."""
-    listed = np.unique(truth.positions[truth.positions >= 0])
-    ids = inputs.items.ids.take(pa.array(listed))
-    kind = last.dataset("items").schema.field("id").type
-    if pa.types.is_integer(kind) != pa.types.is_integer(ids.type) or not len(listed):
-        return []
-    new = ~_find_known(last, ids)
-    number = np.searchsorted(listed, np.maximum(truth.positions, listed[0]))  # of each slot's item
-    hits = find_hits(lists, truth)
     recalls: list[SliceRecall] = []
-    for value, members in (("new", new), ("known", ~new)):
-        true_members = (truth.positions >= 0) & members[number]
-        rows = true_members.any(axis=1)
-        if rows.sum() >= FEWEST and new.any():
-            shares = (hits & true_members).sum(axis=1)[rows] / true_members.sum(axis=1)[rows]
-            best = lists.scores[rows, 0].astype(np.float64)
-            per_sampled = n / len(lists.scores)
+    for value, first in (("new", 0), ("known", 2)):
+        true_members, found = figures.new[:, first], figures.new[:, first + 1]
+        rows = true_members > 0
+        if rows.sum() >= FEWEST and figures.new[:, 0].any():
+            per_sampled = n / len(rows)
+            shares, best = found[rows] / true_members[rows], figures.best[rows]
             recalls.append(slice_recall("items", value, shares, best, per_sampled, target, n_slices=2))
     return recalls
+
+
+def _find_kind(last: Snapshot, inputs: Inputs) -> Snapshot | None:
+    """Return the earlier snapshot; None if its items have ids of another type."""
+    kind = last.dataset("items").schema.field("id").type
+    return last if pa.types.is_integer(kind) == pa.types.is_integer(inputs.items.ids.type) else None
 
 
 def _find_known(last: Snapshot, ids: pa.Array) -> npt.NDArray[np.bool_]:
@@ -226,25 +283,8 @@ def _find_known(last: Snapshot, ids: pa.Array) -> npt.NDArray[np.bool_]:
     return known
 
 
-def find_hits(lists: SampledLists, truth: Neighbors) -> npt.NDArray[np.bool_]:
-    """Return (n, k) which true neighbors are in the lists. An item that ties with the last true one counts as a hit."""
-    n_items = int(max(lists.positions.max(initial=0), truth.positions.max(initial=0))) + 1
-    row = np.arange(len(truth.positions))[:, None] * n_items
-    there = np.isin(row + truth.positions, (row + lists.positions)[lists.positions >= 0])
-    last = np.take_along_axis(truth.scores, np.maximum(truth.lengths - 1, 0)[:, None], 1)
-    tied = (truth.scores == last) & (recall_per_query(lists.scores, truth) == 1.0)[:, None]
-    hits: npt.NDArray[np.bool_] = (there | tied) & (truth.positions >= 0)
-    return hits
-
-
 def _score_runners_up(spec: GeneratorSpec, inputs: Inputs, rows: IntArray) -> FloatArray:
     """Return the two best scores of some queries: lists of one candidate do not show whether the next one ties."""
     some = rows[np.linspace(0, len(rows) - 1, min(len(rows), RUNNERS_UP)).astype(np.int64)]
     request = JoinRequest(inputs.metric, 2, exclude_self=spec.exclude_self)
     return find_truth(inputs, some, request, Resources(1, RUNNERS_UP_BYTES)).scores
-
-
-def _measure_repeats(lists: SampledLists, inputs: Inputs) -> float:
-    seen = np.unique(lists.positions[lists.positions >= 0])
-    vectors = np.asarray(inputs.items.vectors.take(seen))
-    return measure_repeats(lists.positions, lists.scores, vectors, seen)

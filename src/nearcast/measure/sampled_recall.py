@@ -18,11 +18,11 @@ from nearcast.knn.scores import rescore
 from nearcast.measure.tally import overlap_per_query
 from nearcast.sources.ids import find_positions, sample_rows_by_hash, shared_positions
 from nearcast.sources.ingest import IngestedTable, Inputs
-from nearcast.table.candidate_schema import rows_per_group
 from nearcast.table.snapshot import Snapshot
 from nearcast.types import EMPTY_POSITION, FloatArray, IntArray, Metric, Neighbors, Progress, no_progress
 
 __all__ = [
+    "RANGE_SLOTS",
     "OverlapSums",
     "SampledLists",
     "choose_ranges",
@@ -135,7 +135,7 @@ def measure_overlap(old: Snapshot, new: Snapshot, progress: Progress) -> dict[st
     are compared.
     """
     sums, rows = OverlapSums(), max(1, RANGE_SLOTS // new.manifest.k)
-    ranges = choose_ranges(new.n_rows, new.manifest.k)
+    ranges = choose_ranges(new.n_rows, new.manifest.k, new.manifest.group_rows)
     for number, (start, stop) in enumerate(ranges):
         here = new.rows(np.arange(start, stop), ["query_id", "candidate_ids"])
         ids = here.column("query_id").combine_chunks()
@@ -152,10 +152,10 @@ def measure_overlap(old: Snapshot, new: Snapshot, progress: Progress) -> dict[st
     return sums.measures()
 
 
-def choose_ranges(n_rows: int, k: int) -> list[tuple[int, int]]:
+def choose_ranges(n_rows: int, k: int, group_rows: int) -> list[tuple[int, int]]:
     """Return start and stop of the ranges of a table to compare: the row groups of a small table, else evenly spread
     ranges."""
-    rows, group_rows = max(1, RANGE_SLOTS // k), rows_per_group(k)
+    rows = max(1, RANGE_SLOTS // k)
     starts = range(0, n_rows, rows)
     if len(starts) <= MAX_RANGES:
         return [(start, min(n_rows, start + group_rows)) for start in range(0, n_rows, group_rows)]

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from nearcast.types import FloatArray, Metric
+from nearcast.types import FloatArray, IntArray, Metric
 
-__all__ = ["MOST_TIES", "tie_warning", "tied_share"]
+__all__ = ["MOST_TIES", "count_ties", "tie_warning", "tied_share"]
 
 MOST_TIES = 0.5  # of the candidates; integer vectors of few dimensions have fewer
 TINY = 1e-37  # float32 holds few digits below, and none below 1e-45
@@ -18,14 +18,23 @@ CLOSE = 1e-6  # relative difference of scores that differ in the last digits of 
 COPIES = 0.5
 
 
+def count_ties(scores: FloatArray) -> tuple[IntArray, IntArray]:
+    """Return (n,) the candidates of each list but the first, and (n,) those whose score is that of the one before them.
+
+    scores: (n, k) best first, -inf in empty slots.
+    """
+    filled = scores[:, 1:] > -np.inf
+    tied = (scores[:, 1:] == scores[:, :-1]) & filled
+    return filled.sum(axis=1), tied.sum(axis=1)
+
+
 def tied_share(scores: FloatArray) -> float:
     """Return the share of candidates whose score is that of the candidate before them.
 
     scores: (n, k) best first, -inf in empty slots. The first candidate of a list is not counted.
     """
-    filled = scores[:, 1:] > -np.inf
-    tied = (scores[:, 1:] == scores[:, :-1]) & filled
-    return float(tied.sum()) / max(1, int(filled.sum()))
+    filled, tied = count_ties(scores)
+    return int(tied.sum()) / max(1, int(filled.sum()))
 
 
 def tie_warning(share: float, scores: FloatArray, metric: Metric, copies: float = 0.0) -> str | None:

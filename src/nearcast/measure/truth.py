@@ -41,7 +41,8 @@ from nearcast.version import __version__
 __all__ = ["TruthCache", "cached_width"]
 
 SLOT_BYTES = 12
-COPIES = 8  # of all lists, at the peak of an update
+COPIES = 6  # of all lists, at the peak of an update
+LISTS_SHARE = 4  # these copies take so much of the memory, 1/n: other parts of a run take the rest
 FRESH_SHARE = 0.5  # of the items: with more new ones, joining all lists again costs no more
 FRESH_BYTES = 32  # of an update, per new item
 
@@ -68,7 +69,7 @@ class TruthCache:
         of items in several ranges, since an update compares all items of two days.
         """
         k = request.k
-        large = len(rows) * cached_width(k) * SLOT_BYTES * COPIES > resources.memory_bytes
+        large = len(rows) * cached_width(k) * SLOT_BYTES * COPIES > resources.memory_bytes // LISTS_SHARE
         large |= inputs.items.ranges is not None
         if len(rows) == 0 or large or not request.constraints.free:
             return find_truth(inputs, rows, request, resources, progress)
@@ -156,6 +157,8 @@ def _complete_lists(home: Path, sample: _TruthSample, note: Note) -> KnownLists:
     missing = np.setdiff1d(np.arange(len(sample.ids)), rows)
     if not len(missing):
         return known
+    if not len(rows):
+        return bound_lists(sample.join(missing))
     return concat_lists([known, bound_lists(sample.join(missing))], np.argsort(np.concatenate([rows, missing])))
 
 

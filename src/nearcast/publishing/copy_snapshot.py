@@ -35,7 +35,6 @@ from nearcast.stores.value_format import (
     encode_query_key,
 )
 from nearcast.stores.version_facts import read_facts
-from nearcast.table.candidate_schema import rows_per_group
 from nearcast.table.snapshot import Snapshot
 from nearcast.types import IntArray, Progress
 
@@ -213,7 +212,7 @@ def compare_sample(reader: Reader, where: str, snapshot: Snapshot) -> None:
 
 def _sample_rows(snapshot: Snapshot) -> IntArray:
     """Return row numbers, ascending. The version is the random seed."""
-    n, group_rows = snapshot.n_rows, rows_per_group(snapshot.manifest.k)
+    n, group_rows = snapshot.n_rows, snapshot.manifest.group_rows
     if n <= SAMPLED_KEYS:
         return np.arange(n)
     rng = np.random.default_rng([snapshot.version, n])

@@ -21,6 +21,7 @@ from nearcast.kernels.match_rows import Texts, can_match, gather_texts, match_te
 from nearcast.types import IntArray
 
 __all__ = [
+    "COMPARED_BYTES",
     "SearchedIds",
     "are_distinct",
     "argsort_ids",
@@ -29,6 +30,7 @@ __all__ = [
     "find_sorted",
     "find_sorted_numbers",
     "hash_ids",
+    "id_sizes",
     "lower_bound",
     "read_id_chunks",
     "read_ids",
@@ -42,6 +44,8 @@ __all__ = [
 
 HASH_BASE = 0x5851F42D4C957F2D
 IDS_AT_ONCE = 1 << 20  # of ids in ranges
+HASHED_BYTES = 1 << 20  # of texts that are hashed at a time
+COMPARED_BYTES = 16 << 20  # of ids in their order, which are compared with their neighbors
 FEW_KEYS = 16  # a hash table of the ids is slower for fewer keys than a 16th of them
 
 
@@ -62,10 +66,12 @@ def are_distinct(ids: pa.Array) -> bool:
 def repeats(ids: pa.Array, order: IntArray) -> npt.NDArray[np.bool_]:
     """Return (n,) whether an earlier row has the same id. False for nulls."""
     repeated = np.zeros(len(ids), np.bool_)
-    if len(ids) > 1:
-        ordered = ids.take(pa.array(order))
+    step = max(1, COMPARED_BYTES * len(ids) // max(1, ids.nbytes))
+    for start in range(0, len(ids) - 1, step):
+        rows = order[start : start + step + 1]
+        ordered = ids.take(pa.array(rows))
         same = pc.fill_null(pc.equal(ordered[1:], ordered[:-1]), False).to_numpy(zero_copy_only=False)
-        repeated[order[1:][same]] = True
+        repeated[rows[1:][same]] = True
     return repeated
 
 
@@ -144,6 +150,14 @@ def _split_texts(ids: pa.Array) -> Texts:
     return offsets, np.frombuffer(text or b"", np.uint8)
 
 
+def id_sizes(ids: pa.Array) -> IntArray:
+    """Return (n,) the bytes of each id: of its text, or 8 of an integer."""
+    if not pa.types.is_large_string(ids.type):
+        return np.full(len(ids), 8, np.int64)
+    sizes: IntArray = np.diff(_split_texts(ids)[0])
+    return sizes
+
+
 def lower_bound(ids: pa.Array, key: Any, start: int, stop: int) -> int:
     """Return the first position in start..stop of sorted ids whose id is not smaller than `key`."""
     return bisect_left(ids, key, start, stop, key=lambda one: one.as_py())  # code points sort as UTF-8 bytes do
@@ -181,14 +195,24 @@ def hash_ids(ids: pa.Array) -> npt.NDArray[np.uint64]:
     ids = ids.cast(pa.large_string())
     if len(ids) == 0:
         return np.empty(0, np.uint64)
-    _, offset_bytes, data = ids.buffers()
-    offsets = np.frombuffer(offset_bytes, np.int64)[ids.offset : ids.offset + len(ids) + 1]
-    text = np.frombuffer(data or b"", np.uint8)[offsets[0] : offsets[-1]].astype(np.uint64) + np.uint64(1)
+    offsets, text = _split_texts(ids)
+    hashes, start = np.empty(len(ids), np.uint64), 0
+    while start < len(ids):  # the numbers of a text take many times its bytes
+        stop = max(start + 1, int(np.searchsorted(offsets, offsets[start] + HASHED_BYTES, "right")) - 1)
+        hashes[start:stop] = _hash_texts(offsets[start : stop + 1], text)
+        start = min(len(ids), stop)
+    return _mix(hashes)
+
+
+def _hash_texts(offsets: IntArray, data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
+    """Return (len(offsets) - 1,) the polynomials of the texts between the offsets, plus their lengths."""
+    text = data[offsets[0] : offsets[-1]].astype(np.uint64) + np.uint64(1)
     starts, lengths = offsets[:-1] - offsets[0], np.diff(offsets)
     powers = np.cumprod(np.full(int(lengths.max(initial=0)) + 1, HASH_BASE, np.uint64))
     text *= powers[np.arange(len(text)) - np.repeat(starts, lengths)]
     sums = np.append(np.uint64(0), np.cumsum(text, dtype=np.uint64))
-    return _mix(sums[starts + lengths] - sums[starts] + lengths.astype(np.uint64))
+    hashes: npt.NDArray[np.uint64] = sums[starts + lengths] - sums[starts] + lengths.astype(np.uint64)
+    return hashes
 
 
 def sample_rows_by_hash(ids: Iterable[pa.Array], size: int, seed: int = 0) -> IntArray:

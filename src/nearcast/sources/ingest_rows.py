@@ -15,12 +15,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from nearcast.sources.ids import COMPARED_BYTES
 from nearcast.sources.ingest import ID_TYPES, IngestedTable, open_ingested_table
 from nearcast.sources.range_rows import RangeRows
 from nearcast.sources.row_source import RowSource
 from nearcast.sources.split_rows import vector_dtype
 from nearcast.sources.stage_rows import ROW_BYTES, RowCounter, StagedTable, count_range_workers, map_in_threads
-from nearcast.sources.write_range import BLOCK_BYTES, write_attributes, write_id_files, write_vectors
+from nearcast.sources.write_range import (
+    BLOCK_BYTES,
+    LONG_IDS_BYTES,
+    write_attributes,
+    write_id_files,
+    write_vectors,
+)
 from nearcast.storage.artifacts import Artifacts
 from nearcast.types import Progress, no_progress
 
@@ -36,7 +43,8 @@ __all__ = [
 
 
 READ_BYTES = 128 << 20  # memory of Arrow decoding batches of BATCH_BYTES, or of the estimate of a run
-PIECE_ROW_BYTES = 64  # of a row's id, number, state and length
+PIECE_ROW_BYTES = 48  # of a row's number, state, length and attributes
+ORDERED_BYTES = COMPARED_BYTES + LONG_IDS_BYTES  # of ids in order, beside those of the range
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +72,7 @@ def write_range_files(
     """Write ids, vectors and attributes of a range into an empty folder. progress: called with vectors written."""
     (folder / "attributes").mkdir()
     write_id_files(rows, folder)
+    pa.default_memory_pool().release_unused()  # of the ids in order: NumPy cannot use what Arrow keeps
     write_vectors(rows, folder / "vectors.npy", layout.dim, layout.dtype, memory_bytes, progress)
     write_attributes(rows, folder / "attributes", layout.attributes, memory_bytes)
 
@@ -96,12 +105,15 @@ def _estimate_parts(staged: StagedTable, memory_bytes: int) -> tuple[int, int]:
     facts, source = staged.facts, staged.source
     row_bytes = max(facts.dim, 1) * vector_dtype(source).itemsize
     largest = max(one["rows"] for one in staged.ranges)
-    pieces = min(facts.rows * (row_bytes + PIECE_ROW_BYTES), memory_bytes // 4)
+    id_bytes = max(one["id_bytes"] for one in staged.ranges)
+    piece_bytes = row_bytes + PIECE_ROW_BYTES + id_bytes // max(1, largest)
+    pieces = min(facts.rows * piece_bytes, memory_bytes // 4)
     block = min(largest * row_bytes, memory_bytes // 2, BLOCK_BYTES)
     batches = min(READ_BYTES, memory_bytes, 4 * facts.rows * source.row_bytes)
-    id_bytes = max(one["id_bytes"] for one in staged.ranges)
     ranges = count_range_workers(staged.threads, len(staged.ranges), largest, memory_bytes)
-    return int(pieces), int(max(batches, ranges * (block + 3 * id_bytes + ROW_BYTES * largest)))
+    return int(pieces), int(
+        max(batches, ranges * (block + id_bytes + min(id_bytes, ORDERED_BYTES) + ROW_BYTES * largest))
+    )
 
 
 def estimate_ingest_disk(staged: StagedTable) -> int:

@@ -22,6 +22,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from nearcast.sources.id_splitters import RANGE_ROWS, choose_splitters, sample_ids
+from nearcast.sources.ids import id_sizes
 from nearcast.sources.norms import measure_lengths, summarize_norms
 from nearcast.sources.pieces import MemoryPieces, PieceFolder, PieceSink
 from nearcast.sources.range_rows import KeptStates, RangeRows, find_duplicates, keep_states, select_range
@@ -172,6 +173,7 @@ def measure_range(rows: RangeRows, dropped: Mapping[int, Any], table_rows: int |
         "id_bytes": int(rows.ids.nbytes),
         "vectors": len(rows.vector_rows),
         "listed": len(rows.listed_rows),
+        "listed_id_bytes": int(id_sizes(rows.ids)[rows.listed_rows].sum()),
         "duplicates": find_duplicates(rows, dropped),
     }
     if table_rows is None:

@@ -39,6 +39,7 @@ class TableFacts:
     dtype: str
     norms: Mapping[str, float]
     faults: tuple[RowFault, ...]
+    id_bytes: int = 0  # mean length of a listed id, rounded up
 
 
 def count_lengths(units: Sequence[Mapping[str, Any]]) -> int:
@@ -83,6 +84,7 @@ def merge_facts(
         dtype=dtype.name,
         norms=merge_lengths([one["lengths"] for one in ranges]) if norms is None else norms,
         faults=tuple(faults),
+        id_bytes=-(-sum(one["listed_id_bytes"] for one in ranges) // max(1, sum(one["listed"] for one in ranges))),
     )
 
 

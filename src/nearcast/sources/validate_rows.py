@@ -68,6 +68,7 @@ class TableReport:
     dtype: str
     norms: dict[str, float]
     problems: tuple[Problem, ...]
+    id_bytes: int = 0  # mean length of a listed id, rounded up; 0 if an earlier version ingested the table
 
     @classmethod
     def from_dict(cls, facts: dict[str, Any]) -> TableReport:
@@ -111,6 +112,7 @@ def report_table(table: str, facts: TableFacts, source: RowSource, spec: Generat
         dtype=facts.dtype,
         norms=dict(facts.norms),
         problems=tuple(_make_problem(table, fault, facts.dim, source, spec) for fault in facts.faults),
+        id_bytes=facts.id_bytes,
     )
 
 

@@ -5,6 +5,7 @@ Vectors and attributes are written in blocks that fit the memory; the budget doe
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nearcast.sources.ids import to_ids, write_ids
+from nearcast.sources.ids import id_sizes, to_ids, write_ids
 from nearcast.sources.pieces import ATTRIBUTE, piece_vectors
 from nearcast.sources.range_rows import RangeRows
 from nearcast.types import IntArray
@@ -23,13 +24,34 @@ __all__ = ["BLOCK_BYTES", "write_attributes", "write_id_files", "write_vectors"]
 ATTRIBUTE_FILE_ROWS = 1 << 20
 ATTRIBUTE_GROUP_ROWS = 1 << 14
 BLOCK_BYTES = 64 << 20  # of vectors; larger blocks are not written any faster
+LONG_IDS_BYTES = 16 << 20  # of the texts of ids that are put in order in memory
 EMPTY = -1
 
 
 def write_id_files(rows: RangeRows, folder: Path) -> None:
     """Write the ids of the joined rows and of the listed rows."""
-    write_ids(folder / "ids.arrow", to_ids(rows.vector_rows, rows.ids))
-    write_ids(folder / "listed.arrow", to_ids(rows.listed_rows, rows.ids))
+    write_ids(folder / "ids.arrow", _order_ids(rows.vector_rows, rows.ids, folder))
+    write_ids(folder / "listed.arrow", _order_ids(rows.listed_rows, rows.ids, folder))
+
+
+def _order_ids(chosen: IntArray, ids: pa.Array, scratch: Path) -> pa.Array:
+    """Return the ids of these rows as one array: long texts in mapped files, which vanish with it."""
+    sizes = id_sizes(ids)[chosen]
+    total = int(sizes.sum())
+    if total <= LONG_IDS_BYTES or not pa.types.is_large_string(ids.type):
+        return to_ids(chosen, ids)
+    with tempfile.TemporaryFile(dir=scratch) as offset_file, tempfile.TemporaryFile(dir=scratch) as text_file:
+        offsets = np.memmap(offset_file, np.int64, "w+", shape=(len(chosen) + 1,))
+        text = np.memmap(text_file, np.uint8, "w+", shape=(total,))
+    offsets[0] = 0
+    np.cumsum(sizes, out=offsets[1:])
+    step = max(1, LONG_IDS_BYTES * len(chosen) // total)
+    for start in range(0, len(chosen), step):
+        part = to_ids(chosen[start : start + step], ids)
+        _, ends, data = part.buffers()
+        first, last = np.frombuffer(ends, np.int64)[[part.offset, part.offset + len(part)]]
+        text[offsets[start] : offsets[start + len(part)]] = np.frombuffer(data or b"", np.uint8)[first:last]
+    return pa.LargeStringArray.from_buffers(len(chosen), pa.py_buffer(offsets), pa.py_buffer(text))
 
 
 def write_vectors(

@@ -18,6 +18,7 @@ __all__ = ["FORMAT_VERSION", "Reason", "candidate_schema", "candidate_table", "r
 FORMAT_VERSION = 1
 GROUP_SLOTS = 1 << 20  # slots per row group: 12 MB of ids and scores, one disk read
 LARGEST_GROUP = 1 << 16
+GROUP_BYTES = 72 << 20  # of ids: a row group is held several times while it is written, read and published
 
 
 class Reason(StrEnum):
@@ -30,9 +31,15 @@ class Reason(StrEnum):
     NO_VECTOR = "no_vector"  # the query has no usable vector, and was kept by policy
 
 
-def rows_per_group(k: int) -> int:
-    """Return the rows per row group. Depends on k alone, so that the bytes do not depend on the machine."""
-    return max(1, min(LARGEST_GROUP, GROUP_SLOTS // k))
+def rows_per_group(k: int, item_id_bytes: float = 0, query_id_bytes: float = 0) -> int:
+    """Return the rows per row group, from k and the mean bytes of long ids, so that no byte depends on the machine.
+
+    Ids of up to 64 bytes change nothing. Longer ones halve the row groups until their ids take GROUP_BYTES.
+    """
+    rows = max(1, min(LARGEST_GROUP, GROUP_SLOTS // k))
+    while rows > 1 and rows * (k * item_id_bytes + query_id_bytes) > GROUP_BYTES:
+        rows //= 2
+    return rows
 
 
 def candidate_schema(query_id: pa.DataType, item_id: pa.DataType, *, ranked: bool = False) -> pa.Schema:

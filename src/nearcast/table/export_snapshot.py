@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nearcast.sources.marked_rows import MarkedRows
-from nearcast.table.candidate_schema import rows_per_group
 from nearcast.table.snapshot_reader import Snapshot
 
 __all__ = ["ExportedRows", "describe_rows"]
@@ -39,7 +38,7 @@ def describe_rows(snapshot: Snapshot, kind: ExportedRows) -> MarkedRows:
     make = _lists if kind is ExportedRows.QUERY else _candidates
 
     def batches() -> Iterator[pa.RecordBatch]:
-        size = rows_per_group(int(snapshot.manifest.spec["k"]))
+        size = snapshot.manifest.group_rows
         for batch in dataset.to_batches(batch_size=size, batch_readahead=1, fragment_readahead=1):
             yield _add_marks(make(batch), marks)
 

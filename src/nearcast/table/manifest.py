@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from nearcast.table.candidate_schema import rows_per_group
+
 __all__ = ["EngineRecord", "Manifest", "RunRecord", "TargetCheck"]
 
 REQUIRED = ("generator", "version", "rows", "fingerprint", "spec", "engine", "measures", "promise", "run", "files")
@@ -114,6 +116,11 @@ class Manifest(Mapping[str, Any]):
     def k(self) -> int:
         """Candidates per query."""
         return int(self.facts["spec"]["k"])
+
+    @property
+    def group_rows(self) -> int:
+        """Rows of a row group of the candidate table; the last one may have fewer."""
+        return int(self.facts.get("group_rows") or rows_per_group(self.k))
 
     @property
     def metric(self) -> str:

@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 from nearcast.errors import DamagedError, NotFoundError
 from nearcast.storage.locations import Location
 from nearcast.suggest import describe_nearest, quote_key
-from nearcast.table.candidate_schema import rows_per_group
 from nearcast.table.manifest import Manifest
 from nearcast.table.snapshot_parts import FolderParts, SnapshotParts
 from nearcast.table.write_table import GROUPS_PER_FILE
@@ -141,7 +140,7 @@ class Snapshot:
 
     def rows(self, numbers: IntArray, columns: Sequence[str] | None = None) -> pa.Table:
         """Return the table rows with these numbers (sorted), all columns or these. Reads only their row groups."""
-        group_rows = rows_per_group(self.manifest.k)
+        group_rows = self.manifest.group_rows
         pieces = []
         groups = numbers // group_rows
         for group in np.unique(groups):

@@ -9,16 +9,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nearcast.table.candidate_schema import rows_per_group
-
 __all__ = ["GROUPS_PER_FILE", "cut_files", "file_name", "write_file"]
 
 GROUPS_PER_FILE = 64
 
 
-def cut_files(n_rows: int, k: int) -> list[tuple[int, int]]:
+def cut_files(n_rows: int, group_rows: int) -> list[tuple[int, int]]:
     """Return the rows (start, stop) of each file of a table. A table without rows is one file with the schema."""
-    rows = GROUPS_PER_FILE * rows_per_group(k)
+    rows = GROUPS_PER_FILE * group_rows
     return [(start, min(n_rows, start + rows)) for start in range(0, max(1, n_rows), rows)]
 
 
@@ -27,12 +25,12 @@ def file_name(number: int) -> str:
     return f"part-{number:05d}.parquet"
 
 
-def write_file(path: Path, schema: pa.Schema, k: int, groups: Iterable[pa.Table]) -> None:
-    """Write row groups in order of query id. Every group but the table's last must have `rows_per_group(k)` rows.
+def write_file(path: Path, schema: pa.Schema, group_rows: int, groups: Iterable[pa.Table]) -> None:
+    """Write row groups in order of query id. Every group but the table's last must have `group_rows` rows.
 
     A thread encodes and writes a group while the caller makes the next one.
     """
-    group_rows, last = rows_per_group(k), Future[None]()
+    last = Future[None]()
     last.set_result(None)
     with (
         pq.ParquetWriter(
