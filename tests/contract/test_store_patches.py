@@ -173,21 +173,24 @@ def test_a_rollback_brings_earlier_values_back_and_numbers_are_not_used_again(st
         assert (log.state(1).patches, log.state(1).last_number) == ((), 4)
 
 
-def test_how_far_sources_are_read_is_kept_when_patches_are_rolled_back_folded_or_retired(store, place, log):
+def test_how_far_sources_are_read_and_the_name_of_the_journal_are_kept_when_patches_are_rolled_back_folded_or_retired(
+    store, place, log
+):
     load(store, lists=BASE)
     write(store, 1, [(b"a", b"1")], offsets={"feed": {"file": 1}, "other": 5})
-    write(store, 2, [(b"a", b"2")], offsets={"feed": {"file": 2}})
+    write(store, 2, [(b"a", b"2")], offsets={"feed": {"file": 2}}, journal="own")
     expected = {"feed": {"file": 2}, "other": 5}
     with store.lock(SHOP) as lock:
         log.roll_back(1, 1, lock)
-        assert log.state(1).offsets == expected
-    write(store, 3, [(b"a", b"3")])
+        assert (log.state(1).offsets, log.state(1).journal) == (expected, "own")
+    write(store, 3, [(b"a", b"3")], journal="own")
     with store.lock(SHOP) as lock:
         log.compact(1, 0, lock)
     load(store, 2, lists=BASE)
     with store.lock(SHOP):
         store.retire(SHOP, 1)
-    assert place.open().patches(SHOP).state(2).offsets == expected
+    state = place.open().patches(SHOP).state(2)
+    assert (state.offsets, state.journal) == (expected, "own")
 
 
 def test_folded_patches_are_looked_up_as_before_and_cannot_be_rolled_back(store, log):

@@ -32,7 +32,12 @@ def fold(shop, keep=0):
 
 
 def journal_folder(shop):
-    return shop.folder / "out" / "shop" / "updates"
+    (folder,) = (shop.folder / "out" / "shop" / "updates").glob("store-*")
+    return folder
+
+
+def open_own_journal(shop):
+    return open_journal(parse_location(shop.folder / "out"), "shop", read_patches(shop).journal)
 
 
 def names(shop):
@@ -65,7 +70,7 @@ def test_the_journal_grows_with_the_rows_that_differ_and_not_with_the_number_of_
         fold(shop)
     shop.update({700: draw_item(rng)})
     assert len(names(shop)) <= 4
-    journal = open_journal(parse_location(shop.folder / "out"), "shop")
+    journal = open_own_journal(shop)
     _, batches = journal.read_in_force(read_patches(shop))
     assert len(batches[0].items.rows.ids) == 3
     assert [entry.number for entry in list_updates(find_snapshot(shop.folder / "out", "shop", 1))] == list(range(1, 14))
@@ -94,7 +99,7 @@ def test_only_later_rows_of_merged_updates_are_applied_again(tmp_path):
     shop.update({703: draw_item(rng)}, gone=[700])
     fold(shop)
     shop.update({704: draw_item(rng)})
-    journal = open_journal(parse_location(shop.folder / "out"), "shop")
+    journal = open_own_journal(shop)
     made = [entry.made for entry in list_updates(find_snapshot(shop.folder / "out", "shop", 1))]
     for first, (items, gone) in enumerate([([701, 702, 703, 704], 2), ([701, 702, 703, 704], 2), ([703, 704], 1)]):
         started = made[first] - 1e-6
@@ -157,7 +162,7 @@ def test_who_reads_while_entries_are_merged_begins_again(tmp_path, monkeypatch):
     for key in (700, 701, 702):
         shop.update({key: draw_item(rng)})
     fold(shop)
-    journal = open_journal(parse_location(shop.folder / "out"), "shop")
+    journal = open_own_journal(shop)
     real, state, expected = UpdateJournal._read_chain, read_patches(shop), read_state(shop)
     calls = []
 

@@ -19,7 +19,8 @@ def read_state(shop):
     number = shop.store.pointer("shop").version
     with contextlib.closing(shop.store.open("shop", number, verify=False)) as reader:
         version = ServedVersion(number, read_facts(reader, "shop", number), reader)
-        state = open_state(out, "shop", version, shop.store.patches("shop").state(number), open_journal(out, "shop"))
+        patches = shop.store.patches("shop").state(number)
+        state = open_state(out, "shop", version, patches, open_journal(out, "shop", patches.journal))
     return (
         state.thresholds.tolist(),
         state.lengths.tolist(),
@@ -31,7 +32,7 @@ def read_state(shop):
 
 
 def caches(shop):
-    return sorted((shop.folder / "out" / "shop" / "updates").glob("state-*-*"))
+    return sorted((shop.folder / "out" / "shop" / "updates").glob("store-*/state-*-*"))
 
 
 def remove_caches(shop):

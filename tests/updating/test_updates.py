@@ -351,7 +351,9 @@ def test_a_batch_that_changes_too_many_lists_is_refused_and_nothing_changes(serv
         shop.update({700: ((9,) * DIM, "z", "de"), 701: ((-9,) * DIM, "z", "de")}, max_lists_changed=None)
     shop.items = items
     assert shop.served() == before
-    assert shop.store.patches("shop").state(1).last_number == len(list((shop.folder / "out/shop/updates").glob("0*")))
+    assert shop.store.patches("shop").state(1).last_number == len(
+        list((shop.folder / "out/shop/updates").glob("store-*/0*"))
+    )
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,26 @@ def test_updates_during_a_publish_are_in_the_version_that_is_current_then(store_
     assert shop.served() == shop.expected()
 
 
+def test_updates_in_two_stores_of_one_generator_leave_each_other_alone(tmp_path):
+    shop, rng = make_shop(tmp_path, "free")
+    shop.settings["publish"] = {"keep": 1}
+    other = Shop(tmp_path, shop.settings, dict(shop.items), dict(shop.queries), f"lmdb:{tmp_path / 'other'}")
+    nearcast.publish(shop.spec(), store=other.store)
+    shop.update({500: draw_item(rng)})
+    other.update({501: draw_item(rng), 502: draw_item(rng)})
+    shop.update({503: draw_item(rng)}, gone=sorted(shop.items)[:8])
+    other.update(gone=sorted(other.items)[:5])
+    assert shop.served() == shop.expected()
+    assert other.served() == other.expected()
+    shop.publish()  # the first store retires the version that the second one serves
+    other.update({504: draw_item(rng)}, gone=[502])
+    assert other.served() == other.expected()
+    nearcast.publish(shop.spec(), store=other.store)  # with the updates of that store alone
+    assert other.store.pointer("shop").version == 2
+    other.items = shop.items | {key: other.items[key] for key in (501, 504)}
+    assert other.served() == other.expected()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("limit", [100, 5_000, 40_000])
 def test_an_update_on_a_full_disk_is_an_error_and_changes_nothing(limit, tmp_path):
@@ -132,7 +152,7 @@ def updated(tmp_path_factory):
 @pytest.mark.parametrize("damage", ["cut", "changed", "removed"])
 def test_a_damaged_journal_is_an_error_that_names_the_file_and_changes_nothing(name, damage, updated):
     shop, rng = updated
-    path = shop.folder / "out" / "shop" / "updates" / "000001" / name
+    (path,) = (shop.folder / "out" / "shop" / "updates").glob(f"store-*/000001/{name}")
     data, before, items = path.read_bytes(), shop.served()[Space.LISTS], dict(shop.items)
     changed = bytes(np.frombuffer(data, np.uint8) ^ 1)
     path.unlink() if damage == "removed" else path.write_bytes(changed if damage == "changed" else data[:-9])

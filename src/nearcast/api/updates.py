@@ -24,7 +24,7 @@ from nearcast.stores.base import Store
 from nearcast.table.snapshot import Snapshot, find_snapshot
 from nearcast.updating.file_feed import MOST_ROWS, FileFeed
 from nearcast.updating.follow import Follower
-from nearcast.updating.journal import JournalEntry, open_journal
+from nearcast.updating.journal import JournalEntry, list_journals
 from nearcast.updating.read_batch import BatchInputs
 from nearcast.updating.table_feed import TableFeed
 from nearcast.updating.update import Updater, UpdateRequest, UpdateResult, undo_patches
@@ -85,13 +85,14 @@ def roll_back_updates(
 
 
 def list_updates(snapshot: Snapshot) -> list[JournalEntry]:
-    """Return the updates of a snapshot's version, oldest first, from the journal beside it.
+    """Return the updates of a snapshot's version in all stores, oldest first in each, from the journals beside it.
 
     Those of patches that were rolled back are among them: `nearcast.published` says which patches are in force. Empty
     if the journal cannot be read.
     """
     try:
-        return open_journal(snapshot.out, snapshot.generator).list_entries(snapshot.version)
+        journals = list_journals(snapshot.out, snapshot.generator)
+        return [entry for journal in journals for entry in journal.list_entries(snapshot.version)]
     except (NearcastError, OSError):
         return []
 

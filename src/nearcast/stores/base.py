@@ -232,6 +232,7 @@ class PatchFacts:
     counts: Mapping[str, int]  # lists, items, gone, queries
     offsets: Mapping[str, Any] = field(default_factory=dict)  # by source: JSON data, see `PatchState.offsets`
     note: str = ""
+    journal: str = ""  # see `PatchState.journal`
 
     @staticmethod
     def from_json(fields: Mapping[str, Any]) -> PatchFacts:
@@ -253,6 +254,9 @@ class PatchState:
     # how far `nearcast follow` has read each source: of the newest patch that was written with it, of any version, also
     # if that patch was rolled back or its version retired
     offsets: Mapping[str, Any] = field(default_factory=dict)
+    journal: str = (
+        ""  # of the newest patch, of any version: names the journal that has the rows of this store's patches
+    )
 
     @property
     def newest(self) -> PatchFacts | None:

@@ -149,11 +149,12 @@ class PatchRecords:
     last_number: int = 0
     versions: Mapping[int, PatchRecord] = field(default_factory=dict)
     offsets: Mapping[str, Any] = field(default_factory=dict)  # see `PatchState`; not repeated in patches
+    journal: str = ""  # the same
 
     def state(self, version: int) -> PatchState:
         """Return the patches of a version as the contract of a store has them."""
         record = self.versions.get(version, PatchRecord())
-        return PatchState(self.serial, self.last_number, record.patches, record.folded, self.offsets)
+        return PatchState(self.serial, self.last_number, record.patches, record.folded, self.offsets, self.journal)
 
     def record(self, version: int) -> PatchRecord:
         """Return the patches of a version; an empty record if it has none."""
@@ -176,20 +177,20 @@ class PatchRecords:
     def put(self, version: int, record: PatchRecord | None) -> PatchRecords:
         """Return the records with another record of a version; without the version for None."""
         versions = {number: old for number, old in self.versions.items() if number != version}
-        last, offsets = self.last_number, self.offsets
+        last, offsets, journal = self.last_number, self.offsets, self.journal
         if record is not None:
             newest = record.newest
             if newest is not None and newest.number > last:
-                last, offsets = newest.number, {**offsets, **newest.offsets}
-            patches = tuple(replace(patch, offsets={}) if patch.offsets else patch for patch in record.patches)
+                last, offsets, journal = newest.number, {**offsets, **newest.offsets}, newest.journal
+            patches = tuple(replace(patch, offsets={}, journal="") for patch in record.patches)
             versions[version] = replace(record, patches=patches)
-        return PatchRecords(self.serial + 1, last, versions, offsets)
+        return PatchRecords(self.serial + 1, last, versions, offsets, journal)
 
     def to_bytes(self) -> bytes:
         """Encode them as a store keeps them."""
         versions = {str(number): _to_fields(record) for number, record in sorted(self.versions.items())}
         fields = {"format": FORMAT, "serial": self.serial, "last_number": self.last_number, "versions": versions}
-        fields |= {"offsets": dict(self.offsets)}
+        fields |= {"offsets": dict(self.offsets), "journal": self.journal}
         return json.dumps({**fields, "check": fingerprint(fields)}, ensure_ascii=False).encode()
 
     @staticmethod
@@ -204,7 +205,9 @@ class PatchRecords:
                 raise ValueError("its bytes were changed")
             versions = {int(number): _read_record(record) for number, record in fields["versions"].items()}
             offsets = dict(fields.get("offsets", {}))
-            return PatchRecords(int(fields["serial"]), int(fields["last_number"]), versions, offsets)
+            return PatchRecords(
+                int(fields["serial"]), int(fields["last_number"]), versions, offsets, str(fields.get("journal", ""))
+            )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DamagedError(f"{where} holds no patches ({error}); publish again with --repair") from error
 

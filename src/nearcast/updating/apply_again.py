@@ -19,8 +19,9 @@ from nearcast.settings.spec_tables import SourceSpec
 from nearcast.storage.locations import Location
 from nearcast.stores.base import PatchState, PublishLock, Store, find_patches, read_patch_state
 from nearcast.stores.version_facts import read_facts
+from nearcast.table.snapshot import open_home
 from nearcast.times import parse_utc
-from nearcast.updating.journal import JournalEntry, open_journal
+from nearcast.updating.journal import JournalEntry, list_journals, open_journal
 from nearcast.updating.open_state import ServedVersion, open_state, prune_tables
 from nearcast.updating.read_batch import BatchInputs, BatchRows, UpdateBatch, read_batch
 from nearcast.updating.update import compute_changes, drop_unchanged, write_patch
@@ -60,11 +61,20 @@ def apply_again(
 
 
 def prune_updates(store: Store, generator: str, out: Location) -> None:
-    """Remove journal entries and kept tables of versions that the store does not have any more."""
-    if hasattr(store, "patches"):
-        versions = store.versions(generator)
-        open_journal(out, generator).prune(versions)
-        prune_tables(out, generator, versions)
+    """Remove journal entries and kept tables of versions that the store does not have any more.
+
+    Entries of other stores are kept as long as their snapshot is there, and tables as long as an entry needs them.
+    """
+    if not hasattr(store, "patches"):
+        return
+    state, versions = read_patch_state(store, generator, 0), set(store.versions(generator))
+    snapshots = set(open_home(out).list_versions(generator))
+    kept = set(versions)
+    for journal in list_journals(out, generator):
+        is_own = journal.name == state.journal and state.last_number > 0
+        journal.prune(versions if is_own else versions | snapshots)
+        kept |= journal.list_versions()
+    prune_tables(out, generator, kept)
 
 
 def _apply(
@@ -76,7 +86,7 @@ def _apply(
     listener: Listener,
 ) -> None:
     (patches, started), generator = earlier, version.facts.generator
-    journal, log = open_journal(out, generator), find_patches(store, generator)
+    journal, log = open_journal(out, generator, patches.journal), find_patches(store, generator)
     later, rows_again = journal.read_later(patches, started)
     if rows_again is None:
         return

@@ -1,4 +1,7 @@
-"""The journal of a generator's updates, <out>/<generator>/updates: the rows of each patch, to apply them again.
+"""The journal of a generator's updates in one store, <out>/<generator>/updates/<journal>: the rows of each patch.
+
+It is read to apply updates again. Each store has a journal of its own, which its patches name, since each has numbers
+of its own.
 
     000012/   items.parquet, queries.parquet, gone.parquet   the rows of the batch
               short.parquet                                  lists that may lack items after it, with their bounds
@@ -17,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import secrets
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -35,8 +39,9 @@ from nearcast.updating.merge_batches import TimedBatch, merge_timed
 from nearcast.updating.read_batch import UpdateBatch
 from nearcast.updating.served_state import ListBound
 
-__all__ = ["JournalEntry", "UpdateJournal", "cache_name", "open_journal"]
+__all__ = ["JournalEntry", "UpdateJournal", "cache_name", "list_journals", "name_journal", "open_journal"]
 
+JOURNAL = "store-"
 MERGED = "merged"
 MERGED_AT_ONCE = 32  # entries at least: each merge writes all rows again
 ENTRIES = "entries.json"
@@ -62,9 +67,10 @@ class JournalEntry:
 
 @dataclass(frozen=True, slots=True)
 class UpdateJournal:
-    """The journal of one generator."""
+    """The journal of one generator in one store."""
 
     artifacts: Artifacts
+    name: str
 
     def write(self, entry: JournalEntry, batch: UpdateBatch, short: Mapping[str | int, ListBound]) -> None:
         """Commit an entry. Call it under the publishers' lock, after `remove_leftovers`."""
@@ -221,6 +227,12 @@ class UpdateJournal:
             ) from error
         return folder
 
+    def list_versions(self) -> set[int]:
+        """Return the versions that entries belong to."""
+        names = [name for name in self.artifacts.list_names() if name.isdigit() or _is_cache(name)]
+        every = [self.artifacts.facts(name) for name in names]
+        return {facts["version"] for facts in every if facts is not None}
+
     def prune(self, versions: Collection[int]) -> None:
         """Remove the entries and caches of versions that the store does not have any more."""
         for name in self.artifacts.list_names():
@@ -229,9 +241,24 @@ class UpdateJournal:
                 self.artifacts.remove(name)
 
 
-def open_journal(out: Location, generator: str) -> UpdateJournal:
-    """Open the journal of a generator; it may have no entry yet."""
-    return UpdateJournal(open_artifacts(join_location(out, generator, "updates")))
+def open_journal(out: Location, generator: str, name: str) -> UpdateJournal:
+    """Open a journal of a generator; it may have no entry yet. name: as patches have it; see `name_journal`."""
+    parts = ("updates", name) if name else ("updates",)
+    return UpdateJournal(open_artifacts(join_location(out, generator, *parts)), name)
+
+
+def name_journal(state: PatchState) -> str:
+    """Return the name of the journal of a store: as its patches have it, or a new one for the first patch."""
+    if state.journal or state.last_number:  # patches of earlier releases name none
+        return state.journal
+    return f"{JOURNAL}{secrets.token_hex(4)}"
+
+
+def list_journals(out: Location, generator: str) -> list[UpdateJournal]:
+    """Open the journals of all stores, also of stores that are not used any more."""
+    names = open_artifacts(join_location(out, generator, "updates")).list_names()
+    found = {name.partition("/")[0] if name.startswith(JOURNAL) else "" for name in names}
+    return [open_journal(out, generator, name) for name in sorted(found)]
 
 
 def cache_name(kind: str, version: int, number: int) -> str:

@@ -33,7 +33,7 @@ from nearcast.stores.version_facts import VersionFacts, read_facts
 from nearcast.times import format_utc
 from nearcast.updating.audit_update import audit_update
 from nearcast.updating.change_lists import ChangedLists, change_lists
-from nearcast.updating.journal import JournalEntry, open_journal
+from nearcast.updating.journal import JournalEntry, UpdateJournal, name_journal, open_journal
 from nearcast.updating.live_table import LiveRows, LiveTable
 from nearcast.updating.merge_batches import merge_batches
 from nearcast.updating.open_state import ServedVersion, open_state
@@ -99,7 +99,6 @@ class Updater:
         self._out = out
         self._listener = listener or Listener()
         self._audit = audit  # None: nothing but the share of lists that change is judged
-        self._journal = open_journal(out, generator)
         self._state: ServedState | None = None
 
     def apply(self, request: UpdateRequest) -> UpdateResult:
@@ -130,10 +129,11 @@ class Updater:
             if any(patches.offsets.get(source) != before for source, before in request.offsets_before.items()):
                 raise BusyError(f"another process follows the same source into {self._generator}; stop one of them")
             version = ServedVersion(pointer.version, facts, reader)
-            state = self._open_state(version, patches)
+            journal = open_journal(self._out, self._generator, name_journal(patches))
+            state = self._open_state(version, patches, journal)
             rows = _read_batches(state, request.inputs)
             batch = drop_unchanged(rows, state)
-            if batch.is_empty and not request.offsets and self._is_known(rows, patches, made):
+            if batch.is_empty and not request.offsets and _is_known(rows, journal.read_newest(patches), made):
                 return self._report(state, None, (rows, batch), None, started)
             changes = compute_changes(version, state, batch, self._listener)
             require_few(changes, state.queries.n, request.max_lists_changed)
@@ -149,28 +149,17 @@ class Updater:
                 patches.last_number + 1, pointer.version, state.number, made, batch.digest, request.note
             )
             made_of = version, batch, changes
-            after = write_patch(self._store, self._journal, entry, made_of, rows, request.offsets, lock)
+            after = write_patch(self._store, journal, entry, made_of, rows, request.offsets, lock)
         self._state = after
         return self._report(after, changes, (rows, batch), entry, started)
 
-    def _is_known(self, rows: UpdateBatch, patches: PatchState, made: float) -> bool:
-        """Return whether the journal needs no entry of a batch that changes nothing.
-
-        The version that is published next may serve other rows. It gets the entries after its inputs were read, or in
-        the minute before: so an entry of the same batch in this minute is enough.
-        """
-        if rows.is_empty:
-            return True
-        newest = self._journal.read_newest(patches)
-        return newest is not None and newest.digest == rows.digest and made - newest.made <= CLOCK_SKEW_SECONDS
-
-    def _open_state(self, version: ServedVersion, patches: PatchState) -> ServedState:
+    def _open_state(self, version: ServedVersion, patches: PatchState, journal: UpdateJournal) -> ServedState:
         """Return the state that the last call left, if it is still that of the store."""
         state = self._state
         if state is not None and (state.version, state.serial) == (version.number, patches.serial):
             return state
         self._state = None
-        return open_state(self._out, self._generator, version, patches, self._journal)
+        return open_state(self._out, self._generator, version, patches, journal)
 
     def _report(
         self,
@@ -243,6 +232,17 @@ def refuse_during_canary(generator: str, pointer: Pointer) -> None:
         )
 
 
+def _is_known(rows: UpdateBatch, newest: JournalEntry | None, made: float) -> bool:
+    """Return whether the journal needs no entry of a batch that changes nothing. newest: the newest entry in force.
+
+    The version that is published next may serve other rows. It gets the entries after its inputs were read, or in
+    the minute before: so an entry of the same batch in this minute is enough.
+    """
+    if rows.is_empty:
+        return True
+    return newest is not None and newest.digest == rows.digest and made - newest.made <= CLOCK_SKEW_SECONDS
+
+
 def drop_unchanged(batch: UpdateBatch, state: ServedState) -> UpdateBatch:
     """Return the batch without rows that are served as they are, and without ids that are not served."""
     itself = state.joins_itself
@@ -286,7 +286,7 @@ def require_few(changes: ChangedLists, lists: int, most: float) -> None:
 
 def write_patch(
     store: Store,
-    journal: Any,
+    journal: UpdateJournal,
     entry: JournalEntry,
     made_of: tuple[ServedVersion, UpdateBatch, ChangedLists],
     rows: UpdateBatch,
@@ -310,6 +310,7 @@ def write_patch(
         count_changes(batch, changes, itself=changes.after.joins_itself),
         dict(offsets),
         entry.note,
+        journal.name,
     )
     log.write(facts, pairs, lock)
     patches = log.state(entry.version)
