@@ -217,8 +217,8 @@ def test_the_command_prints_a_table_that_fits_a_screen_and_json(shop: Path) -> N
     assert max(map(len, text.splitlines())) <= 110
     assert len(text.splitlines()) <= 30
     assert "shop 000001 by labels.parquet: 201 queries with relevant items, of 205 rows" in text
-    assert "1 labelled queries (0.5%) have no list in 000001: counted as misses" in text
-    assert "1 relevant items are not in 000001" in text
+    assert "labelled queries without a list in 000001: 1 (0.5%), counted as misses" in text
+    assert "relevant items that are not in 000001, so that no list can hold them: 1" in text
     assert re.search(r"hit_rate_at_10 +0\.\d{4} \(0\.\d{4} to 0\.\d{4}\) +\+0\.\d{4} \(", text)
     found = evaluate(*words, cwd=shop)
     assert found["metrics"]["hit_rate_at_10"]["value"] == pytest.approx(hit_rate_by_hand(shop, 10))
@@ -284,7 +284,7 @@ def test_unknown_queries_are_misses_or_left_out(shop: Path) -> None:
     found = nearcast.evaluate("shop", nobody)
     assert found.metrics["recall_at_10"].value == 0
     assert any("are they labels of another generator?" in note for note in found.notes)
-    with pytest.raises(InputError, match="no list for any of the 2 labelled queries, for example 'x'"):
+    with pytest.raises(InputError, match=r"a list for none of the labelled queries \(2\), for example 'x'"):
         nearcast.evaluate("shop", nobody, unknown="skip")
 
 
@@ -295,6 +295,8 @@ def test_a_slice_of_which_few_queries_have_a_list_is_left_out(shop: Path) -> Non
     labels += [{"query": f"other{n}", "item": "i0001", "town": "there"} for n in range(40)]
     table = pa.Table.from_pylist(labels)
     found = [nearcast.evaluate("shop", table, slices=["town"], unknown=unknown).slices for unknown in ("miss", "skip")]
+    few = nearcast.evaluate("shop", table.slice(0, 10), slices=["town"])
+    assert "no slices by 'town'" in few.notes[-1]
     assert {part.value: part.queries for part in found[0]}["there"] == 41
     assert [part.value for part in found[1]] == ["here"]
 

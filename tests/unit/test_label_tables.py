@@ -104,6 +104,8 @@ def test_a_grade_that_is_no_number_is_refused_with_its_row(grade: float | None, 
         ({"query": ["a"], "item": ["x"], "grade": ["good"]}, "grades are numbers"),
         ({"query": ["a"], "item": ["x"], "grade": [0]}, "no grade is above 0"),
         ({"query": ["a"], "item": ["x"], "grade": [-1]}, "no grade is above 0"),
+        ({"query": ["a", "a"], "item": ["x", "y"], "grade": [1.0, 1e308]}, "grade of row 2 is 1e\\+308"),
+        ({"query": ["a"], "item": ["x"], "grade": [5e-324]}, "grade of row 1 is 5e-324; grades are 0, or between"),
     ],
 )
 def test_labels_that_cannot_be_used_are_refused_in_words(columns: dict[str, Any], words: str) -> None:
@@ -142,6 +144,9 @@ def test_missing_and_broken_files_are_refused_with_a_way_out(tmp_path: Path) -> 
     (tmp_path / "l.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(InputError, match=r"l\.parquet"):
         read("l.parquet", tmp_path)
+    (tmp_path / "l.txt").write_text("query,item\na,x\n")
+    with pytest.raises(InputError, match=r"l\.txt is not a readable Parquet.*ends in \.csv or \.tsv"):
+        read("l.txt", tmp_path)
     with pytest.raises(InputError, match="give a path"):
         read(42)
 

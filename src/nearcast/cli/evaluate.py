@@ -141,13 +141,13 @@ def _describe_labels(found: Evaluation) -> list[str]:
         skipped = labels["queries"] != found.queries
         share = found.without_list / labels["queries"]
         outcome = "left out" if skipped else "counted as misses"
-        lines.append(f"  {found.without_list:,} labelled queries ({share:.1%}) have no list in {name}: {outcome}")
+        lines.append(f"  labelled queries without a list in {name}: {found.without_list:,} ({share:.1%}), {outcome}")
     if found.unknown_items:
-        lines.append(f"  {found.unknown_items:,} relevant items are not in {name}: no list can hold them")
+        lines.append(f"  relevant items that are not in {name}, so that no list can hold them: {found.unknown_items:,}")
     if labels["queries_without_relevant"]:
-        lines.append(f"  {labels['queries_without_relevant']:,} queries have no relevant item: left out")
+        lines.append(f"  queries without a relevant item, left out: {labels['queries_without_relevant']:,}")
     if labels["without_id"]:
-        lines.append(f"  {labels['without_id']:,} rows lack a query or an item: left out")
+        lines.append(f"  rows without a query or an item, left out: {labels['without_id']:,}")
     return [*lines, *(f"  note: {text}" for text in found.notes)]
 
 

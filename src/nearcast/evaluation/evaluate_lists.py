@@ -65,7 +65,7 @@ def evaluate_lists(
     members = hits.has_list if question.skip_unknown else np.ones(len(hits.has_list), np.bool_)
     if not members.any():
         raise InputError(
-            f"{lists.name} has no list for any of the {len(members):,} labelled queries, for example "
+            f"{lists.name} has a list for none of the labelled queries ({len(members):,}), for example "
             f"{labels.queries[0].as_py()!r}; are they labels of another generator?"
         )
     values = compute_metrics(hits, labels, question.metrics)[members]
@@ -133,7 +133,8 @@ def _list_notes(labels: LabelSet, lists: SnapshotLists, measured: int, known: in
             "of another generator?"
         )
     if measured < FEW_QUERIES:
-        notes.append(f"{measured} queries are few: the intervals are narrower than they should be")
+        words = "1 query is" if measured == 1 else f"{measured} queries are"
+        notes.append(f"{words} few: the intervals are narrower than they should be")
     if labels.counts.sampled < 1:
         notes.append(f"a sample of the queries is measured, about {labels.counts.sampled:.1%} of them")
     return notes

@@ -5,7 +5,7 @@ Figures that a run recorded in the manifest are used again where the labels are 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from nearcast.evaluation.label_slices import list_slices, split_slice_columns
 from nearcast.evaluation.label_table import LabelTable, open_label_table
 from nearcast.evaluation.popular_items import find_popular, rank_by_attribute
 from nearcast.evaluation.ranked_lists import PopularLists, RankedLists, SnapshotLists, open_snapshot_files
+from nearcast.measure.slices import FEWEST
 from nearcast.settings.label_tables import LabelsSpec, parse_metric
 from nearcast.table.snapshot import Snapshot
 
@@ -99,7 +100,15 @@ def judge_lists(
     slices = list_slices(labels, of_queries, lists)
     described = describe_labels(table, labels)
     found = evaluate_lists(question, labels, described, lists, (*rivals, *popular), slices)
-    return replace(found, notes=(*found.notes, *_note_deep_metrics(metrics, judged.k)))
+    notes = (*_note_deep_metrics(metrics, judged.k), *_note_missing_slices(spec.slices, found))
+    return replace(found, notes=(*found.notes, *notes))
+
+
+def _note_missing_slices(names: Sequence[str], found: Evaluation) -> Iterator[str]:
+    """Yield a note for each column that was to be sliced by, and has no slice."""
+    for name in names:
+        if not any(part.by == name for part in found.slices):
+            yield f"no slices by {name!r}: none of its values has {FEWEST} measured queries or more, or one has all"
 
 
 def _note_deep_metrics(metrics: Sequence[str], k: int) -> list[str]:

@@ -26,6 +26,7 @@ __all__ = ["SEVERAL", "FloatArray64", "LabelCounts", "LabelSet", "cast_column", 
 
 SEVERAL = "(several)"  # value of a query whose labels have different values
 FloatArray64 = npt.NDArray[np.float64]
+LARGEST_GRADE = 1e100  # sums of a query's grades stay finite, and shares of them exact
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -122,6 +123,13 @@ def _read_grades(batch: pa.Table, grade: str | None, name: str, first: int) -> F
         raise InputError(
             f"{name}: the grade of row {first + int(odd[0]) + 1:,} is {value}; leave out rows that were not judged, "
             "and write 0 for items that are not relevant"
+        )
+    sizes = np.abs(grades)
+    odd = np.flatnonzero((sizes > LARGEST_GRADE) | ((sizes > 0) & (sizes < 1 / LARGEST_GRADE)))
+    if len(odd):
+        raise InputError(
+            f"{name}: the grade of row {first + int(odd[0]) + 1:,} is {grades[odd[0]]}; grades are 0, or between "
+            f"{1 / LARGEST_GRADE:g} and {LARGEST_GRADE:g}; write small numbers, such as 1 to 5"
         )
     return grades
 

@@ -66,7 +66,12 @@ def open_label_table(data: object, base: Path, what: str = "the labels") -> Labe
     ending = Path(text.lower().removesuffix(".gz")).suffix
     if ending in CSV_ENDINGS:
         return _open_csv(text, open_user_file(text, base, what, WAY_OUT), CSV_ENDINGS[ending])
-    files = open_parquet(text, base, what, WAY_OUT)
+    try:
+        files = open_parquet(text, base, what, WAY_OUT)
+    except InputError as error:
+        if Path(text).suffix in ("", ".parquet"):
+            raise
+        raise InputError(f"{error}; text is read from a file that ends in .csv or .tsv (also .gz)") from error
 
     def read(columns: Sequence[str], _numbers: Sequence[str]) -> Iterator[pa.Table]:
         files.need_columns(columns)

@@ -91,6 +91,8 @@ def compute_figures(
 ) -> list[FigureChange]:
     """Return the changes of overlap and fill_rate, and of hit_rate if there are labels, over queries of both snapshots.
 
+    A figure without any query is left out.
+
     labels: the items that count as hits, by query of both; they may be other queries.
     """
     lists = [(before.lists[query], after.lists[query], changed.get(query)) for query in queries]
@@ -101,11 +103,12 @@ def compute_figures(
         parts = _charge(candidates, came=0.0, went=-1 / len(old.ids)) if old.ids else {}
         if old.ids:
             overlap.append((1.0, len(set(old.ids) & set(new.ids)) / len(old.ids), parts))
-        slots = _charge_length(candidates, len(new.ids) - len(old.ids), new_k)
-        slots[ChangeCause.SETTINGS] += len(old.ids) * (1 / new_k - 1 / old_k)
+        cut = max(0, len(old.ids) - new_k) if new_k < old_k and len(old.ids) <= old_k else 0  # by the smaller k alone
+        slots = _charge_length(candidates, len(new.ids) - len(old.ids), new_k, cut)
+        slots[ChangeCause.SETTINGS] += (len(old.ids) - cut) / new_k - len(old.ids) / old_k
         fill.append((len(old.ids) / old_k, len(new.ids) / new_k, slots))
-    figures = [sum_figure("overlap", overlap), sum_figure("fill_rate", fill)]
-    if labels is not None:
+    figures = [sum_figure(name, parts) for name, parts in (("overlap", overlap), ("fill_rate", fill)) if parts]
+    if labels:
         hits = [
             _compare_hits(before.lists[query].ids, after.lists[query].ids, changed.get(query), items)
             for query, items in labels.items()
@@ -128,12 +131,14 @@ def _charge(candidates: ChangedCandidates | None, *, came: float, went: float) -
     return parts
 
 
-def _charge_length(candidates: ChangedCandidates | None, change: int, k: int) -> dict[ChangeCause, float]:
+def _charge_length(candidates: ChangedCandidates | None, change: int, k: int, cut: int) -> dict[ChangeCause, float]:
     """Charge the change of a list's length, in shares of k slots, to the causes by which more went than came, or less.
 
-    A cause that took as many candidates as it brought has not changed the length.
+    A cause that took as many candidates as it brought has not changed the length. cut: candidates that a smaller k
+    alone has taken; their slots are gone, too.
     """
-    net = _charge(candidates, came=1.0, went=-1.0)
+    net, change = _charge(candidates, came=1.0, went=-1.0), change + cut
+    net[ChangeCause.SETTINGS] += cut
     same_sign = {cause: value for cause, value in net.items() if value * change > 0}
     total = math.fsum(same_sign.values())
     scaled = {cause: value * change / (total * k) for cause, value in same_sign.items()} if change else {}
