@@ -47,7 +47,6 @@ __all__ = [
     "UndecidedError",
     "WithdrawnError",
     "WorkerError",
-    "hide_login",
 ]
 
 LOGIN = re.compile(

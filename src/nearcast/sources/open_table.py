@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from nearcast.errors import SpecError, hide_login
+from nearcast.errors import SpecError
 from nearcast.files import path_fault
 from nearcast.settings.spec_tables import TABLE_LOCATION
 from nearcast.sources.delta_table import append_to_delta, find_delta_version, open_delta
@@ -77,8 +77,9 @@ def _split_location(table: str, base: Path) -> tuple[str, str]:
     """Return the format and the location of a table. Raises SpecError for a location that can never be read."""
     kind, _, location = table.partition(":")
     if kind in ("delta", "lance", "parquet"):
-        if hide_login(location) != location:
-            raise SpecError(f"{table} has a password; credentials come from the environment")
+        refused = SpecError(f"{table} has a password; credentials come from the environment")
+        if table not in str(refused):  # an error hides it
+            raise refused
         fault = None if os.path.lexists(base / location) else path_fault(location, buckets=True)
         if fault:
             raise SpecError(f"{table}: {fault}")
