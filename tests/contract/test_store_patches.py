@@ -19,6 +19,7 @@ from tests.contract.store_kinds import PATIENCE, SHOP, find_keys, limited_memory
 from nearcast.errors import BusyError, DamagedError, NotFoundError, StoreError
 from nearcast.stores import open_store, patch_log, patch_record
 from nearcast.stores.base import PatchFacts, PatchState, Space, find_patches, read_patch_state, repair_patches
+from nearcast.stores.redis_version import RedisReader
 
 BASE = numbered(40)
 
@@ -351,6 +352,28 @@ def test_after_any_steps_readers_see_the_newest_values(store, log, small_groups,
                 wanted = [*expected, b"key000001", b"nobody"]
                 assert values(reader, wanted) == [expected.get(key) for key in wanted]
                 assert dict(reader.pairs(Space.LISTS)) == expected
+
+
+def test_a_reader_beside_a_writer_that_is_quicker_gets_the_values_of_one_state(store, place, monkeypatch):
+    """Between any two requests of the reader another patch comes into force, with a new value for all keys."""
+    if "redis" not in place.url:
+        pytest.skip("a reader of this store reads a state that it has open")
+    load(store, lists=BASE)
+    keys, written, find = [key for key, _ in BASE], [b"none"], RedisReader.find
+
+    def write_and_find(*request):
+        written.append(b"%d" % len(written))
+        write(store, len(written) - 1, [(key, written[-1]) for key in keys])
+        return find(*request)
+
+    monkeypatch.setattr("nearcast.stores.redis_patches.READ_KEYS", 10)
+    with opened(place.open()) as reader:
+        monkeypatch.setattr(RedisReader, "find", write_and_find)
+        for _ in range(2):
+            before = len(written)
+            (value,) = set(values(reader, keys))
+            assert value in written[before:], "the state is not older than the call"
+        assert len(reader.some_keys(Space.LISTS, 20, seed=1)) == 20
 
 
 @pytest.mark.slow

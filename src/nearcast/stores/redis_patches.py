@@ -350,26 +350,27 @@ class PatchedRedisReader:
         return self._pairs.record.newest
 
     def get_many(self, space: Space, keys: Sequence[bytes]) -> list[bytes | None]:
-        """Return the newest values of these keys; None for a missing or removed key. Errors as in `RedisReader`."""
+        """Return the newest values of these keys; None for a missing or removed key. Errors as in `RedisReader`.
+
+        Where patches change faster than all keys can be read, the values are those of the state that was read last.
+        """
         for _ in range(READ_TRIES):
             try:
                 return self._pairs.get_many(space, keys)
             except PatchesChangedError:
                 self._refresh()
-        raise StoreError(f"the patches of {self._log.prefix} change faster than they can be read; try again")
+        return _hold(self._pairs).get_many(space, keys)
 
     def pairs(self, space: Space) -> Iterator[Pair]:
         """Yield all pairs with their newest values, in the state of the patches when it begins."""
-        pairs = self._read_newest()
-        view = replace(pairs.version, held=True)  # type: ignore[type-var]
-        return replace(pairs, version=view, read=view.read).pairs(space)  # type: ignore[attr-defined]
+        return _hold(self._read_newest()).pairs(space)
 
     def some_keys(self, space: Space, count: int, seed: int) -> list[bytes]:
         """Return up to `count` keys, sampled over the version and its patches, ascending."""
         pairs = self._read_newest()
         if not pairs.segments:
             return self.unpatched.some_keys(space, count, seed)
-        return pairs.some_keys(space, count, seed)
+        return _hold(pairs).some_keys(space, count, seed)
 
     def check(self) -> None:
         """Check some buckets, and those of one patch, others with every call. Raises DamagedError if one was lost."""
@@ -453,6 +454,12 @@ class PatchedRedisReader:
             reader = RedisSegment(self._log.connection, keys, lengths if len(lengths) == len(Space) else None)
             known = self._segments[segment.name] = OpenSegment(reader, hashes)
         return known
+
+
+def _hold(pairs: PatchedPairs) -> PatchedPairs:
+    """Return the same state to be read on after it has changed: its segments stay for `GRACE_SECONDS`."""
+    view = replace(pairs.version, held=True)  # type: ignore[type-var]
+    return replace(pairs, version=view, read=view.read)  # type: ignore[attr-defined]
 
 
 def _count_in_buckets(keys: Collection[bytes], n_buckets: int) -> IntArray:
