@@ -21,7 +21,8 @@ from tests.updating.test_updates import draw_item, item_table, make_shop
 import nearcast
 from nearcast.api.updates import open_follower, roll_back_updates
 from nearcast.cli.follow import follow, serve_metrics
-from nearcast.errors import BusyError, SpecError
+from nearcast.errors import BusyError, SpecError, StoreError
+from nearcast.join.listener import Listener
 from nearcast.storage.base import StoredObject
 from nearcast.storage.open_storage import open_storage
 from nearcast.updating import file_feed
@@ -196,6 +197,35 @@ def test_a_publish_and_a_rollback_to_an_older_version_apply_no_file_again(shop):
     nearcast.roll_back(shop.spec(), store=shop.store)
     assert catch_up(shop)[0] == []
     assert shop.store.pointer("shop").version == 1
+
+
+def test_the_lag_grows_while_the_store_or_a_disk_fails_and_then_the_file_is_applied(shop, monkeypatch):
+    said, faults = [], [OSError(28, "No space left on device"), StoreError("the store is down")]
+    listener = Listener()
+    listener.note = said.append
+    store, real = shop.store, type(shop.store).pointer
+    with open_follower(shop.spec(), str(shop.folder / "feed"), store=store, listener=listener) as follower:
+        lags = []
+
+        def stopped(_seconds):
+            lags.append(follower.figures.waiting is not None)
+            if len(lags) == 1:
+                put(shop, "01", {300: draw_item(shop.rng)})
+                monkeypatch.setattr(type(store), "pointer", fail)
+            return len(lags) == 5
+
+        def fail(store, generator):
+            if faults and len(lags) < 4:
+                raise faults[-1] if len(lags) < 3 else faults[0]
+            return real(store, generator)
+
+        follower.run(0, stopped)
+    assert lags == [False, True, True, True, False]
+    assert follower.figures.failures == 3
+    assert [text.split(":")[0] for text in said] == ["trying again"] * 2
+    assert "free some disk" in said[1]
+    assert 300 in shop.items
+    assert shop.served() == shop.expected()
 
 
 def test_of_two_followers_of_one_source_the_later_one_stops(shop):

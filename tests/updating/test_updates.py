@@ -99,6 +99,7 @@ def item_table(rows):
             "vector": pa.array([list(map(float, rows[key][0])) for key in keys], pa.list_(pa.float32())),
             "brand": pa.array([rows[key][1] for key in keys], pa.string()),
             "country": pa.array([rows[key][2] for key in keys], pa.string()),
+            "price": pa.array([float(rows[key][0][0]) for key in keys], pa.float64()),
         }
     )
 
@@ -141,6 +142,13 @@ KINDS = {
         "min_score": 1.0,
         "rules": [{"name": "country", "keep": "item.country == query.country"}],
         "caps": [{"by": "brand", "max_per_list": 1}],
+    },
+    "scored": {
+        **SOURCES,
+        "items": {"path": "-", "attributes": ["price", "brand", "country"]},  # not in the order of names
+        "metric": "inner_product",
+        "k": 4,
+        "score": {"add": "price", "weight": 0.5},  # one more component in the vectors
     },
     "bare": {"items": {"path": "-"}, "queries": {"path": "-"}, "metric": "l2", "k": 3}
     | {"rules": [{"name": "other", "keep": "item.id != query.id"}]},
@@ -185,6 +193,15 @@ def test_any_updates_leave_what_a_full_run_on_the_same_data_serves(kind, tmp_pat
     shop, rng = make_shop(tmp_path, kind)
     for _ in range(4):
         shop.update(*draw_batch(shop, rng))
+    assert shop.served() == shop.expected()
+
+
+def test_updates_of_one_table_alone_and_of_another_one_follow_each_other(tmp_path):
+    shop, rng = make_shop(tmp_path, "scored")
+    shop.update({500: draw_item(rng)})
+    shop.update(gone=sorted(shop.items)[:2])
+    shop.update(queries={3: (draw_vector(rng), "de")})
+    shop.update({501: draw_item(rng)})
     assert shop.served() == shop.expected()
 
 

@@ -150,6 +150,10 @@ class LocalArtifacts:
             with contextlib.suppress(OSError):  # NFS cannot lock folders: there the age alone decides
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield folder
+        except OSError as error:
+            if error.errno is not None and error.filename is None:  # Arrow's errors name no file
+                error.filename = os.fspath(target)
+            raise
         finally:
             os.close(lock)
             if folder.exists():

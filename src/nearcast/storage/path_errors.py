@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from nearcast.errors import AccessError, BudgetError, NearcastError, StorageError
 
-__all__ = ["FULL", "explain_lasting_errors", "explain_os_error", "path_error"]
+__all__ = ["FULL", "LASTING", "explain_lasting_errors", "explain_os_error", "path_error"]
 
 IN_THE_WAY = "a file is in the way of a folder: move it away"
 LASTING = {  # what every attempt meets again: the way out

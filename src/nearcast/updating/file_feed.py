@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from nearcast.errors import InputError, NotFoundError, SpecError
 from nearcast.storage.base import Storage, StoredObject
 from nearcast.storage.open_storage import is_url, open_storage
+from nearcast.storage.path_errors import LASTING, path_error
 from nearcast.updating.change_feed import FeedBatch
 from nearcast.updating.file_offset import FileOffset, file_key
 from nearcast.updating.read_batch import BatchInputs
@@ -108,6 +109,8 @@ class FileFeed:
             except FileNotFoundError as error:
                 raise NotFoundError(f"{found.name} was removed") from error
             except OSError as error:
+                if error.errno not in LASTING:
+                    raise path_error("reading", path, error) from error
                 if not is_new:
                     raise InputError(f"{found.name} cannot be read ({error.strerror}); write it again") from error
                 yield None
@@ -144,6 +147,8 @@ class FileFeed:
                 yield FeedBatch(name, offset, found.modified, len(table), _name_inputs(found.name, table), None, end)
         except (pa.ArrowException, OSError, OverflowError) as cause:
             self._require(found)
+            if isinstance(cause, OSError) and cause.errno is not None:  # of the system; Arrow's have no number
+                raise path_error("reading", found.name, cause) from cause
             raise InputError(f"{found.name} is no whole Parquet file ({cause}); write it again") from cause
 
 

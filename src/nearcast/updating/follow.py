@@ -6,6 +6,7 @@ next one is read. Errors of the store, the source or the lock are tried again.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -16,9 +17,11 @@ import numpy as np
 
 from nearcast.errors import (
     AuditError,
+    BudgetError,
     BusyError,
     GoneError,
     InputError,
+    NearcastError,
     NotFoundError,
     StorageError,
     StoreError,
@@ -26,6 +29,7 @@ from nearcast.errors import (
 from nearcast.join.listener import Listener
 from nearcast.settings.publish_tables import AuditSpec
 from nearcast.storage.locations import Location
+from nearcast.storage.path_errors import explain_os_error
 from nearcast.stores import make_unpublished_error
 from nearcast.stores.base import Store, find_patches, store_time
 from nearcast.updating.change_feed import ChangeFeed, FeedBatch
@@ -34,7 +38,7 @@ from nearcast.updating.update import Updater, UpdateRequest, UpdateResult
 
 __all__ = ["FollowFigures", "Follower", "describe_figures"]
 
-TRIED_AGAIN = (BusyError, StoreError, StorageError, GoneError, NotFoundError)
+TRIED_AGAIN = (BusyError, StoreError, StorageError, GoneError, NotFoundError, BudgetError, OSError)  # full disks too
 REMEMBERED = 1_000  # batches whose freshness is kept
 SET_ASIDE = 20  # names and errors that are kept with the offset
 ERROR_LETTERS = 300
@@ -115,11 +119,18 @@ class Follower:
                 last = ""
             except TRIED_AGAIN as error:
                 self.figures.failures += 1
-                if str(error) != last:
-                    last = str(error)
-                    self._listener.note(f"trying again: {error}")
+                self._see_waiting()
+                text = str(explain_os_error(error) if isinstance(error, OSError) else error)
+                if text != last:
+                    last = text
+                    self._listener.note(f"trying again: {text}")
             if stopped(every_seconds):
                 return
+
+    def _see_waiting(self) -> None:
+        """Look which batch waits after an error, so that the lag grows; nothing changes if the source fails too."""
+        with contextlib.suppress(NearcastError, OSError):
+            self.figures.waiting = self._feed.oldest_waiting(None if self._stored is None else self._stored["offset"])
 
     def _apply_group(
         self, group: Sequence[FeedBatch], known: dict[str, Any]

@@ -70,6 +70,7 @@ class BatchRows:
     @classmethod
     def concat(cls, parts: Sequence[BatchRows]) -> BatchRows:
         """Return the rows of several batches, one after the other; an id may occur again."""
+        parts = [part for part in parts if len(part.rows.ids)] or parts[-1:]  # without rows, `originals` have no width
         rows = LiveRows(
             pa.concat_arrays([part.rows.ids for part in parts]),
             np.concatenate([part.rows.vectors for part in parts]),

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -326,16 +326,18 @@ def encode_pairs(
     """Return the keys and values of a patch; an empty value removes a key."""
     lists = list(zip(changes.keys, changes.values, strict=True))
     removed = [(key, b"") for key in encode_keys(batch.gone)]
-    items = _encode_columns(batch.items.rows, list(facts.columns)) + removed
+    items = _encode_columns(batch.items.rows, facts.columns) + removed
     if changes.after.joins_itself:
         lists += removed
     elif facts.rules and facts.rules["own_query_columns"]:
-        rows = _encode_columns(batch.queries.rows, list(facts.rules["queries"]))
+        rows = _encode_columns(batch.queries.rows, facts.rules["queries"])
         items += [(encode_query_key(key), value) for key, value in rows]
     return {Space.LISTS: lists, Space.ITEMS: items}
 
 
-def _encode_columns(rows: LiveRows, names: list[str]) -> list[tuple[bytes, bytes]]:
+def _encode_columns(rows: LiveRows, stored: Collection[str]) -> list[tuple[bytes, bytes]]:
+    """Return the pairs of the stored columns, in the order of a publish: that of the table. Facts may be sorted."""
+    names = [name for name in rows.attributes.column_names if name in stored]
     values = encode_items(rows.attributes.select(names)) if names else [b"{}"] * len(rows.ids)
     return list(zip(encode_keys(rows.ids), values, strict=True))
 
