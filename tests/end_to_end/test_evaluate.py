@@ -144,6 +144,10 @@ def test_a_broken_promise_is_an_alert_of_the_monitor_and_a_problem_on_the_page(s
     [problem] = [one for one in page["state"]["troubles"] if one["check"] == "labels"]
     assert problem["title"] == "A promise by labels is broken"
     assert "hit_rate_at_10 is 0." in problem["text"]
+    nearcast.publish(specify(shop, {"hit_rate_at_10": 0.05}))  # a promise that is kept ends it without a new run
+    assert "labels" not in {alert.check for alert in nearcast.monitor("shop").alerts}
+    nearcast.evaluate(specify(shop, {"hit_rate_at_10": 0.95}))
+    assert "labels" in {alert.check for alert in nearcast.monitor("shop").alerts}
 
 
 def test_a_kept_promise_is_published_and_stands_in_the_audit(shop: Path) -> None:

@@ -205,6 +205,7 @@ def test_what_people_see_and_what_rules_read_is_chosen_by_type_and_values(tmp_pa
     items = drafted(path)["items"]
     assert items["display"] == ["headline", "category", "maker"]
     assert items["attributes"] == ["category", "maker", "posted", "tags"]
+    assert "# not used: page (string), story (string)\n" in draft_spec(path).text
 
 
 def test_no_line_of_a_draft_is_wider_than_a_screen(tmp_path: Path) -> None:
@@ -213,6 +214,7 @@ def test_no_line_of_a_draft_is_wider_than_a_screen(tmp_path: Path) -> None:
         write(tmp_path / "a.parquet", id=range(ROWS), vector=vectors(), title=["a"] * ROWS),
         write(tmp_path / "b.parquet", id=range(ROWS), **wide),
         write(tmp_path / "c.parquet", id=[*range(ROWS - 1), 0], vector=unit_vectors()),
+        write(tmp_path / "d.parquet", id=range(ROWS), vector=vectors(), **{"x" * n: [b"y"] * ROWS for n in (20, 90)}),
     ):
         lines = draft_spec(path).text.splitlines()
         assert [line for line in lines if len(line) > 100 and not line.startswith(("path", "from"))] == []

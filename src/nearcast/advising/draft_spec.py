@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from nearcast.advising.first_rows import FirstRows, read_first_rows
 from nearcast.advising.guess_columns import (
@@ -40,6 +41,7 @@ FAULTS = {
     "duplicate_id": "an id that has occurred before",
 }
 USUAL_K, USUAL_RECALL = 50, 0.95
+NAMED_LETTERS = 70  # of the names of columns that are not used
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,7 @@ class TableGuess:
     display: tuple[str, ...]
     attributes: tuple[str, ...]
     weight: str | None
+    left_out: tuple[str, ...]  # columns that no setting names, with their types
 
 
 def draft_spec(items: str, queries: str | None, *, name: str, folder: Path) -> str:
@@ -91,12 +94,14 @@ def draft_spec(items: str, queries: str | None, *, name: str, folder: Path) -> s
         lines.append(f"attributes = {_quote(list(item_table.attributes))}  # that rules, caps and slices may read")
     if item_table.display:
         lines.append(f"display = {_quote(list(item_table.display))}  # shown by look-ups and on the page")
+    lines += _describe_left_out(item_table)
     if query_table is not None:
         lines += ["", "[queries]", *_describe_table(query_table, folder)]
         if query_table.attributes:
             lines.append(f"attributes = {_quote(list(query_table.attributes))}  # that rules and slices may read")
         if query_table.weight is not None:
             lines.append(f"weight = {_quote(query_table.weight)}  # traffic of a query: recall is reported by it, too")
+        lines += _describe_left_out(query_table)
     tables = {"items": item_table} | ({"queries": query_table} if query_table is not None else {})
     if faults := list(_describe_faults(tables, metric)):
         lines += ["", "[checks]  # rows like these stop a run; remove a # to leave them out", *faults]
@@ -148,6 +153,8 @@ def _guess_table(data: FirstRows, vector: VectorColumn, vectors: list[VectorColu
     least, largest, zeros = measure_lengths(vector)
     taken = {key.name, "id", *(column.name for column in vectors), *vector.parts}  # a snapshot calls its ids "id"
     others = [name for name in data.rows.column_names if name not in taken and not ROW_NUMBER.match(name)]
+    display, attributes = guess_display(data.rows, others), guess_attributes(data.rows, others)
+    weight = guess_weight(data.rows, others)
     return TableGuess(
         data=data,
         id=key,
@@ -155,10 +162,32 @@ def _guess_table(data: FirstRows, vector: VectorColumn, vectors: list[VectorColu
         other_vectors=tuple(column.name for column in vectors if column is not vector),
         lengths=(least, largest),
         zeros=zeros,
-        display=guess_display(data.rows, others),
-        attributes=guess_attributes(data.rows, others),
-        weight=guess_weight(data.rows, others),
+        display=display if what == "items" else (),
+        attributes=attributes,
+        weight=weight if what == "queries" else None,
+        left_out=tuple(
+            f"{name} ({_name_type(data.rows.schema.field(name).type)})"
+            for name in others
+            if name not in attributes
+            and not (what == "items" and name in display)
+            and not (what == "queries" and name == weight)
+        ),
     )
+
+
+def _name_type(kind: pa.DataType) -> str:
+    """Return the type without its parameters."""
+    return str(kind).partition("<")[0].partition("(")[0].partition("[")[0]
+
+
+def _describe_left_out(table: TableGuess) -> list[str]:
+    """Return a comment that names the columns which no setting names; of many, the first."""
+    names = [_escape_controls(name) for name in table.left_out]
+    shown = [name for at, name in enumerate(names) if len(", ".join(names[: at + 1])) <= NAMED_LETTERS]
+    more = len(names) - len(shown)
+    if not names:
+        return []
+    return [f"# not used: {', '.join(shown)}" + (f"{' and ' * bool(shown)}{more:,} more" if more else "")]
 
 
 def _describe_table(table: TableGuess, folder: Path) -> Iterator[str]:

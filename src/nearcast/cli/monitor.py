@@ -259,7 +259,7 @@ def _build_served_table(served: Staleness) -> Table:
         table.add_row("recall", f"{served.recall:.2%}", f"{meaning}{served.recall_when_made:.2%}")
     table.add_row("gone", f"{served.dead:.2%}", "candidates that are not items today")
     if served.removed_items:
-        meaning = f"candidates that the overlay removes ({served.removed_items:,} items); not counted as missed"
+        meaning = f"candidates that the overlay removes (items: {served.removed_items:,}); not counted as missed"
         table.add_row("removed", f"{served.removed:.2%}", meaning)
     keys = "keys" if served.sampled == "look-ups" else "queries of today"
     table.add_row("missed", f"{served.misses:.2%}", f"{keys} that the version does not have")

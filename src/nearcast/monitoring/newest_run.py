@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from nearcast.history.event_log import HistoryEvent
@@ -30,18 +31,38 @@ def check_newest_run(events: Sequence[HistoryEvent]) -> list[Alert]:
     runs = list_newest_runs(events)
     if not runs:
         return []
-    rejected, newest = find_rejected_versions(events), runs[-1]
+    rejected, newest = find_rejected_versions(events), _update_promises(runs[-1], events)
     before = list_usual_runs(events)[-2 * USUAL_RUNS :]
     against = (newest.facts.get("compared_with") or {}).get("version")
     against = against if against is not None else runs[-2].version if len(runs) > 1 else None
     served = read_served_facts(events)
     facts = [*({**event.facts, "version": event.version} for event in before), newest.facts]
-    alerts = check_runs(facts, last_refused=against in rejected, served=None if served is newest.facts else served)
+    alerts = check_runs(facts, last_refused=against in rejected, served=None if served is runs[-1].facts else served)
     refused_publish = find_refused_versions(events).get(newest.version or 0)
     if refused_publish is None:
         return list(alerts)
     refusal = _make_refusal_alert(events, refused_publish)
     return put_refusal_first(alerts, refusal) if names_input(refused_publish) else [*alerts, refusal]
+
+
+def _update_promises(run: HistoryEvent, events: Sequence[HistoryEvent]) -> HistoryEvent:
+    """Return the run with its promises as a later evaluation by the same labels, or a later publish, has found them."""
+    labels = run.facts.get("labels")
+    if labels is None:
+        return run
+    promises = labels.get("promises", ())
+    for event in events:
+        if event.version != run.version or event.seconds < run.seconds:
+            continue
+        if event.kind == "evaluate" and event.facts["labels"]["path"] == labels["labels"]["path"]:
+            promises = event.facts.get("promises") or promises
+        elif event.kind == "publish" and any(_is_kept_promise(row) for row in event.facts.get("findings", ())):
+            promises = ()  # with other promises, or by later labels
+    return replace(run, facts={**run.facts, "labels": {**labels, "promises": promises}})
+
+
+def _is_kept_promise(finding: Mapping[str, Any]) -> bool:
+    return finding["rule"] == "promise" and finding["found"] is not None and bool(finding["passed"])
 
 
 def check_lost_store(store: str, events: Sequence[HistoryEvent]) -> Iterator[Alert]:
