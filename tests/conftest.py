@@ -82,10 +82,11 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip slow tests once the time given by NEARCAST_SLOW_UNTIL, in seconds since the epoch, has come."""
+    """Skip slow tests, and those of clusters, once NEARCAST_SLOW_UNTIL, in seconds since the epoch, has come."""
     until = os.environ.get("NEARCAST_SLOW_UNTIL")
-    if until is not None and (examples.ALL or item.get_closest_marker("slow")) and time.time() > float(until):
-        pytest.skip("the time for slow tests was up (make test-all runs all of them)")
+    takes_long = examples.ALL or any(item.get_closest_marker(name) for name in ("slow", "cluster"))
+    if until is not None and takes_long and time.time() > float(until):
+        pytest.skip("the time for slow tests was up (make test-all and make test-cluster run all of them)")
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ require_module("yaml", allow_module_level=True)
 ENTRIES = ("", "start/", "nightly/", "scale/", "reference/")
 SIZES = {"desktop": WIDE, "phone": PHONE}
 TOO_WIDE = "document.scrollingElement.scrollWidth > document.documentElement.clientWidth"
+PICTURES_ARE_COMPLETE = "[...document.images].every(i => i.complete)"  # loaded, or given up
 BROKEN_PICTURES = "[...document.images].filter(i => !i.complete || !i.naturalWidth || !i.alt).map(i => i.src)"
 CUT_OFF = """[...document.querySelectorAll('article table, article pre, article img')].filter(e => {
   const box = e.getBoundingClientRect();
@@ -26,6 +27,12 @@ CUT_OFF = """[...document.querySelectorAll('article table, article pre, article 
     if (['auto', 'scroll'].includes(getComputedStyle(p).overflowX)) return false;
   return true;
 }).map(e => e.outerHTML.slice(0, 120))"""
+
+FIELD_HAS_FOCUS = """() => {
+  let focused = document.activeElement;
+  while (focused?.shadowRoot?.activeElement) focused = focused.shadowRoot.activeElement;
+  return focused?.tagName === 'INPUT';
+}"""
 
 OpenPage = Callable[..., Tab]
 
@@ -50,6 +57,7 @@ def open_page(browser: Any, address: str) -> Iterator[OpenPage]:
 def judge(tab: Tab, address: str) -> list[str]:
     """What is wrong with an open page."""
     tab.scroll_through()
+    tab.page.wait_for_function(PICTURES_ARE_COMPLETE)
     faults = [f"the console says {text}" for text in tab.complaints]
     faults += [f"asks for {url}" for url in tab.asked if not url.startswith((address, "data:", "blob:"))]
     faults += [f"axe: {found}" for found in tab.axe()]
@@ -84,7 +92,11 @@ def test_an_entry_page_is_in_order_in_the_dark(path: str, open_page: OpenPage, a
 
 def test_the_search_finds_a_page_by_a_word_of_it(open_page: OpenPage) -> None:
     page = open_page("").page
-    page.keyboard.press("/")
+    for _ in range(600):  # the page listens to keys some time after it is shown
+        page.keyboard.press("/")
+        if page.evaluate(FIELD_HAS_FOCUS):
+            break
+        page.wait_for_timeout(100)
     page.keyboard.type("rollback")
     page.locator("a", has_text=re.compile("back", re.IGNORECASE)).first.wait_for()
 
