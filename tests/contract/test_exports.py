@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ import nearcast
 from builders import generator, write_parquet
 from nearcast.errors import SpecError, StorageError
 from nearcast.join.run import run_generator
+from nearcast.table.export_snapshot import ExportedRows, describe_rows
 from needs import require_module
 from table_kinds import configure_catalog
 
@@ -149,6 +151,23 @@ def test_a_table_with_other_columns_is_an_error_and_stays(target, snapshot):
     assert len(target.read()) == before
 
 
+def test_a_table_that_requires_a_column_is_an_error(snapshot, tmp_path, monkeypatch):
+    target = Target("iceberg", tmp_path, monkeypatch)
+    exported = describe_rows(snapshot, ExportedRows.QUERY).schema
+    target.catalog.create_table("shop.lists", pa.schema([exported.field(0).with_nullable(False), *list(exported)[1:]]))
+    with pytest.raises(StorageError, match="its column 'generator' is required"):
+        nearcast.export(snapshot, target.location)
+
+
+def test_a_damaged_file_of_an_export_is_no_export(snapshot, tmp_path, monkeypatch):
+    target = Target("parquet", tmp_path, monkeypatch)
+    nearcast.export(snapshot, target.location)
+    [file] = target.folder.glob("*.parquet")
+    os.truncate(file, 100)
+    with pytest.raises(StorageError, match=r"is damaged .*; remove it, and export again"):
+        nearcast.export(snapshot, target.location)
+
+
 def test_a_table_with_more_columns_is_appended_to(target, snapshot, tmp_path):
     if target.kind == "parquet":
         pytest.skip("a folder of files has no columns of its own")
@@ -269,6 +288,11 @@ def test_an_export_to_a_bucket_is_read_there(snapshot, s3_url):
 
     table = pa.RecordBatchReader.from_stream(deltalake.DeltaTable(f"{s3_url}/delta").scan()).read_all()
     assert len(table) == 20
+
+
+def test_other_rows_are_refused(snapshot):
+    with pytest.raises(SpecError, match="rows must be query or candidate, got 'item'"):
+        nearcast.export(snapshot, "parquet:lists", rows="item")
 
 
 @pytest.mark.parametrize("to", ["lance:x", "items.parquet", "parquet:", "delta:", "iceberg:a.b"])

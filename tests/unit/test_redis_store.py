@@ -458,6 +458,12 @@ def test_a_full_server_is_told_and_keeps_what_it_has(tmp_path):
         writer = store.write(SHOP, 2)
         with pytest.raises(StoreError, match=r"is full .* raise its maxmemory, or keep fewer versions"):
             put_much(writer, size=10_000)
+        with contextlib.closing(require_module("redis").Redis.from_url(server.url)) as client:
+            client.config_set("maxmemory", 1)
+            other = open_store(server.url)  # as a process that starts now
+            assert dict(other.open(SHOP, 1, verify=True).pairs(Space.LISTS)) == dict(numbered(200))
+            other.close()
+            client.config_set("maxmemory", 8 << 20)
         writer.discard()
         assert dict(store.open(SHOP, 1, verify=True).pairs(Space.LISTS)) == dict(numbered(200))
         load(store, 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from nearcast.errors import SpecError
 from nearcast.sources.open_table import append_to_table
 from nearcast.storage.locations import parse_location
 from nearcast.table.export_snapshot import ExportedRows, describe_rows
@@ -36,7 +37,10 @@ def export(snapshot: Snapshot, to: str, *, rows: str = "query") -> bool:
 
     to: delta:PATH, iceberg:CATALOG.NAMESPACE.TABLE, or parquet:FOLDER, which gets a file per snapshot. A missing table
     is created. rows: "query" for one row per query with lists, "candidate" for one row per candidate.
-    The rows appear all at once. Raises SpecError for another target, StorageError if it cannot be written.
+    The rows appear all at once. Raises SpecError for another target or other rows, StorageError
+    if it cannot be written.
     """
+    if rows not in set(ExportedRows):
+        raise SpecError(f"rows must be {' or '.join(ExportedRows)}, got {rows!r}")
     with hold_snapshot(snapshot):
         return append_to_table(to, Path(), describe_rows(snapshot, ExportedRows(rows)))

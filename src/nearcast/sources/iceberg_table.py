@@ -197,6 +197,11 @@ def append_to_iceberg(name: str, location: str, _base: Path, rows: MarkedRows) -
     for attempt in range(APPEND_TRIES):
         try:
             table = catalog.create_table_if_not_exists(identifier, rows.schema)
+            if required := [field.name for field in table.schema().fields if field.required]:
+                raise StorageError(
+                    f"{name} cannot be written: its column {required[0]!r} is required, and exported ones are not; "
+                    "make it optional, or name another table"
+                )
             refuse_other_columns(name, schema_to_pyarrow(table.schema(), include_field_ids=False), rows)
             if len(table.scan(row_filter=same, selected_fields=tuple(rows.marks), limit=1).to_arrow()):
                 return False

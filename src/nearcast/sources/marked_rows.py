@@ -5,7 +5,6 @@ Knows Parquet folders; the modules of table formats append them to their tables.
 
 from __future__ import annotations
 
-import contextlib
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -88,8 +87,11 @@ def write_marked_file(name: str, location: str, base: Path, rows: MarkedRows) ->
     other = there or next((each for each in storage.list_objects() if each.name.endswith(".parquet")), None)
     if other is not None:
         [footer] = storage.read_ranges(other.name, [(max(0, other.size - FOOTER_BYTES), other.size)])
-        with contextlib.suppress(pa.ArrowException):  # a file of others, which may be no Parquet
+        try:
             refuse_other_columns(name, pq.read_schema(pa.BufferReader(footer)), rows)
+        except pa.ArrowException as error:
+            if there is not None:  # another one may be no Parquet
+                raise StorageError(f"{name}: {file} is damaged ({error}); remove it, and export again") from error
     if there is not None:
         return False
     with tempfile.TemporaryDirectory(prefix="nearcast-export-") as folder:

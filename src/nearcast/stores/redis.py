@@ -99,7 +99,7 @@ class RedisStore:
         """
         prefix = self._prefix(generator)
         commands = [("HGET", f"{prefix}:versions", version), ("HGETALL", f"{prefix}:v:{version}:facts")]
-        name, facts = self._connection.run_all(commands, at_once=True)
+        name, facts = self._connection.read_at_once(commands)
         if name is None:
             have = ", ".join(map(str, self.versions(generator))) or "none"
             raise NotFoundError(f"{self.url} has no version {version} of {generator}; it has {have}")

@@ -28,6 +28,16 @@ CONFIRM_SECONDS = 60.0  # a replica may have to copy a whole primary first
 
 T = TypeVar("T")
 
+READ = """
+local found, at = {}, 1
+for i, key in ipairs(KEYS) do
+    local command, rest = {ARGV[at], key}, tonumber(ARGV[at + 1])
+    for j = 1, rest do command[2 + j] = ARGV[at + 1 + j] end
+    found[i], at = redis.call(unpack(command)), at + 2 + rest
+end
+return found
+"""
+
 
 class RedisConnection:
     """Pools of connections. Safe to use from many threads and after a fork."""
@@ -49,6 +59,10 @@ class RedisConnection:
     @property
     def _client(self) -> Any:
         return self._clients.get()
+
+    @cached_property
+    def _read(self) -> Callable[[Sequence[str], Sequence[Any]], Any]:
+        return self.script(READ)
 
     @property
     def is_cluster(self) -> bool:
@@ -94,6 +108,19 @@ class RedisConnection:
         if self.is_cluster:
             return self.run_all([command])[0]
         return self._persist(lambda: self._client.execute_command(*command))
+
+    def read_at_once(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
+        """Return the answers of commands that read one key each, in one step; see `is_cluster`.
+
+        A script, since a server that is full refuses transactions, also of reads.
+        """
+        arguments = [text for name, _, *rest in commands for text in (name, len(rest), *rest)]
+        answers: list[Any] = self._read([key for _, key, *_ in commands], arguments)
+        are_pairs = [name == "HGETALL" for name, *_ in commands]  # which scripts answer as one list
+        return [
+            dict(zip(answer[::2], answer[1::2], strict=True)) if is_pairs else answer
+            for is_pairs, answer in zip(are_pairs, answers, strict=True)
+        ]
 
     def run_all(self, commands: Sequence[Sequence[Any]], *, at_once: bool = False) -> list[Any]:
         """Send several commands together and return the answers. at_once: as one transaction; see `is_cluster`."""

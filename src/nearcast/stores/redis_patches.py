@@ -98,7 +98,7 @@ class RedisPatches(SegmentLog):
     def read(self) -> PatchRecords:
         """Read the list. Raises DamagedError if it was lost or changed."""
         commands = [("GET", self.key), ("HLEN", self.registry), ("HKEYS", f"{self.prefix}:versions")]
-        data, segments, versions = self.connection.run_all(commands, at_once=True)
+        data, segments, versions = self.connection.read_at_once(commands)
         where = f"{self.key} in {self.connection.settings.url}"
         if data is None:
             if segments:
@@ -421,7 +421,7 @@ class PatchedRedisReader:
                 ("GET", log.key),
                 ("HEXISTS", f"{log.prefix}:versions", number),
             ]
-            serial, data, there = log.connection.run_all(commands, at_once=True)
+            serial, data, there = log.connection.read_at_once(commands)
             where = f"{log.key} in {log.connection.settings.url}"
             if not there:
                 raise GoneError(f"version {number} was taken away from {where}; open the current one")

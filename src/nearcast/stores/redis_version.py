@@ -384,6 +384,8 @@ def open_version(
     """
     key = f"{prefix}:v:{version}:facts"
     try:
+        if not fields:
+            raise ValueError("it was lost")
         if fields[b"format"] != b"1":
             raise ValueError(f"its format is {fields[b'format'].decode()}, and this version of nearcast reads 1")
         if fields[b"load"] != name.encode():
