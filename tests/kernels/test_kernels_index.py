@@ -58,6 +58,14 @@ def test_more_reach_finds_more_and_scores_are_true(native_isa, metric):
     assert recalls[-1] > 0.99
 
 
+def test_the_nearest_cells_give_the_threshold_for_the_other_initial_probes(native_isa):
+    items, queries = clustered(10_000, 24, 1), clustered(200, 24, 2)
+    index = build_index(items, "inner_product", cells=512, query_sample=queries)
+    counters = join_cells(index, queries, 5, radius=-np.inf).counters
+    assert 16 * counters["tile_rows"] > 100 * len(queries)  # items scanned
+    assert counters["survivors"] < 64 * len(queries)  # a buffer holds 64 pairs before its first threshold
+
+
 def test_calibration_reaches_the_recall():
     items, queries = clustered(6000, 24, 1), clustered(400, 24, 2)
     index = build_index(items, "inner_product", query_sample=queries)

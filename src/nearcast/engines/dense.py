@@ -59,7 +59,7 @@ COUNTED_AT_ONCE = 512  # fixed, so that the resources do not change the count
 MIN_WORKING_BYTES = 16 << 20
 MOST_BUFFERED = 8_192  # queries of two threads; a job has at most a quarter of a task
 TILE_BYTES, BUILD_BYTES = 10, 96  # of an item beside its codes: in a layout, and while the index is built
-PROBE_BYTES = 18  # of a probed cell of a query, in lists that grow by doubling
+PROBE_BYTES = 18  # of a probed cell of a query, in lists that grow
 FEWEST_PER_JOB = 96  # queries that a thread joins at a time
 
 

@@ -90,13 +90,15 @@ template <class T>
 void rescore_rows(const RescoreJob& job, const uint32_t* positions, size_t n, float* scores) {
     const T* items = static_cast<const T*>(job.items.data);
     const size_t d = job.items.d;
-    constexpr size_t kAhead = 6;  // rows asked for before they are needed: they lie anywhere in memory
+    constexpr size_t kAhead = 10;  // rows asked for before they are needed: they lie anywhere in memory
+    const size_t bytes = d * sizeof(T) < 512 ? d * sizeof(T) : 512;
+    auto ask = [&](size_t i) {
+        const char* next = reinterpret_cast<const char*>(items + size_t(positions[i]) * d);
+        for (size_t b = 0; b < bytes; b += 64) __builtin_prefetch(next + b);
+    };
+    for (size_t i = 0; i < n && i < kAhead; ++i) ask(i);
     for (size_t i = 0; i < n; ++i) {
-        if (i + kAhead < n) {
-            const char* next = reinterpret_cast<const char*>(items + size_t(positions[i + kAhead]) * d);
-            const size_t bytes = d * sizeof(T) < 512 ? d * sizeof(T) : 512;
-            for (size_t b = 0; b < bytes; b += 64) __builtin_prefetch(next + b);
-        }
+        if (i + kAhead < n) ask(i + kAhead);
         const T* row = items + size_t(positions[i]) * d;
         double score;
         if (job.metric == Metric::l2) {

@@ -95,6 +95,6 @@ CeilingFunction amx_ceiling() { return ceiling; }
 
 KernelTable amx_kernels() {
     return {"amx", 127, kAmxGroup, true, scan_tiles, coarsen, rank, begin, end, quantise, widen, rescore, norm,
-            kth_largest, interval_masks, overlap_masks};
+            kth_largest, keep_above, interval_masks, overlap_masks};
 }
 }  // namespace nearcast

@@ -58,6 +58,6 @@ void end() {}
 
 KernelTable amx_emulated_kernels() {
     return {"amx-emulated", 127, kAmxGroup, true, scan_tiles, coarsen, rank, begin, end, quantise, widen, rescore, norm,
-            kth_largest, interval_masks, overlap_masks};
+            kth_largest, keep_above, interval_masks, overlap_masks};
 }
 }  // namespace nearcast

@@ -160,6 +160,6 @@ CeilingFunction avx2_ceiling() { return ceiling; }
 
 KernelTable avx2_kernels() {
     return {"avx2", 63, kQueryGroup, false, scan, coarsen, rank, nullptr, nullptr, quantise, widen, rescore, norm,
-            kth_largest, interval_masks, overlap_masks};
+            kth_largest, keep_above, interval_masks, overlap_masks};
 }
 }  // namespace nearcast

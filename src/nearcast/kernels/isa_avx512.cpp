@@ -34,7 +34,7 @@ inline int32_t any_above(Vector sums, Vector limit) { return _mm512_cmpgt_epi32_
 
 KernelTable avx512_kernels() {
     return {"avx512", 63, kQueryGroup, false, scan, coarsen, rank, nullptr, nullptr, quantise, widen, rescore, norm,
-            kth_largest, interval_masks, overlap_masks};
+            kth_largest, keep_above, interval_masks, overlap_masks};
 }
 
 CeilingFunction avx512_ceiling() { return ceiling; }

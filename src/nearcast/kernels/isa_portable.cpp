@@ -76,6 +76,6 @@ void rank(const CentrePanel& panel, const ItemRun& run, size_t width) {
 
 KernelTable portable_kernels() {
     return {"portable", 127, kQueryGroup, false, scan, coarsen, rank, nullptr, nullptr, quantise, widen, rescore, norm,
-            kth_largest, interval_masks, overlap_masks};
+            kth_largest, keep_above, interval_masks, overlap_masks};
 }
 }  // namespace nearcast

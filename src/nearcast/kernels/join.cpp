@@ -47,6 +47,7 @@ constexpr double kNone = -std::numeric_limits<double>::infinity();
 
 size_t padded(size_t n, size_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
+constexpr size_t kNearestShare = 4;     // of the cells probed first, one in so many is scanned before the others
 constexpr size_t kCentreQueries = 96;   // queries that choose their cells at a time; their values stay in the cache
 
 // Values are float32, and may be -infinity where the double that they stand for is not: so are bars, to compare with.
@@ -61,8 +62,9 @@ void copy_codes(const int8_t* from, size_t width, int8_t* to) {
 }
 
 struct CellLists {                      // the cells of each query of a job, then the queries of each cell
-    std::vector<uint32_t> cells, rows, starts, by_cell;
-    std::vector<float> firsts, floors, bars;
+    std::vector<uint64_t> probed;       // a row, and the place of a cell below it
+    std::vector<uint32_t> starts, by_cell;
+    std::vector<float> nearest, firsts, floors, bars;
 };
 
 // What a worker holds for the queries of one job. Buffers are reused from job to job.
@@ -267,6 +269,10 @@ private:
 
     // Removes excluded items from the pairs written since the last call.
     void check_new(size_t slot) {
+        if (!job_.exclude && !job_.rule) {
+            checked_[slot] = counts_[slot];
+            return;
+        }
         float* values = values_.data() + slot * stride_;
         uint32_t* items = items_.data() + slot * stride_;
         uint32_t kept = checked_[slot];
@@ -294,13 +300,7 @@ private:
             bounds_[slot].least = std::max(bounds_[slot].least, value - bounds_[slot].worst);
         }
         const float bar = rounded_down(bounds_[slot].least - bounds_[slot].worst);
-        uint32_t kept = 0;
-        for (uint32_t i = 0; i < n; ++i) {
-            values[kept] = values[i];
-            items[kept] = items[i];
-            kept += values[i] >= bar;
-        }
-        counts_[slot] = checked_[slot] = kept;
+        counts_[slot] = checked_[slot] = kernels_.keep_above(values, items, n, bar);
     }
 
     // The same under caps: k items that obey them bound the k-th score, and an item whose group is surely full is dropped.
@@ -330,7 +330,7 @@ private:
     void cut(size_t slot) {
         ++cuts_;
         tighten(slot);
-        if (counts_[slot] > limit_ * 3 / 4) settle(slot);
+        if (counts_[slot] > limit_ * 7 / 8) settle(slot);
     }
 
     // Scores a buffer in full precision, merges it into the k best of earlier buffers, and empties it.
@@ -490,6 +490,7 @@ QueryPanel Worker::make_centre_panel(size_t first, size_t n, const float* bars) 
 
 // From a sample of the centres: the threshold of the query's initial probes, and its baseline.
 void Worker::rank_centres() {
+    lists_.nearest.resize(end_ - begin_);
     lists_.firsts.resize(end_ - begin_);
     lists_.floors.resize(end_ - begin_);
     lists_.bars.resize(end_ - begin_);
@@ -497,32 +498,43 @@ void Worker::rank_centres() {
     scan_centres(probes_->sample, nullptr, [&](size_t slot, const float* values, const uint32_t*, uint32_t n) {
         scratch.resize(n);
         auto ranked = [&](size_t rank) { return kernels_.kth_largest(values, n, std::min<size_t>(rank, n), scratch.data()); };
+        lists_.nearest[slot] = ranked(std::max<size_t>(1, probes_->first_rank / kNearestShare));
         lists_.firsts[slot] = ranked(probes_->first_rank);
         lists_.floors[slot] = ranked(probes_->floor_rank);
     });
 }
 
-// Lists the centres above the thresholds (and below the initial probes, if done) and scans their cells.
+// Lists the centres above the thresholds and scans their cells. Initial probes: the nearest cells of every query first,
+// so that the others are scanned with a threshold; else the cells below the initial probes.
 void Worker::meet_cells(const float* bars, bool first_met) {
-    lists_.cells.clear();
-    lists_.rows.clear();
-    lists_.starts.assign(job_.packed.blocks + 1, 0);
+    const size_t blocks = job_.packed.blocks, passes = first_met ? 1 : 2;
+    lists_.starts.assign(passes * blocks + 1, 0);
+    size_t listed = 0;
     scan_centres(probes_->centres, bars, [&](size_t slot, const float* values, const uint32_t* cells, uint32_t n) {
+        if (lists_.probed.size() < listed + n) lists_.probed.resize(std::max(lists_.probed.size() * 3 / 2, listed + n));
+        const float nearest = lists_.nearest[slot], first = lists_.firsts[slot];
+        const uint64_t row = static_cast<uint64_t>(slot) << 32;
+        uint64_t* to = lists_.probed.data() + listed;
+        uint32_t* sizes = lists_.starts.data() + 1;
         for (uint32_t i = 0; i < n; ++i) {
-            if (first_met && values[i] >= lists_.firsts[slot]) continue;
+            if (first_met && values[i] >= first) continue;
             if (!may_get_some(slot, cells[i])) continue;
-            lists_.cells.push_back(cells[i]);
-            lists_.rows.push_back(static_cast<uint32_t>(slot));
-            ++lists_.starts[cells[i] + 1];
+            const size_t place = first_met || values[i] >= nearest ? cells[i] : cells[i] + blocks;
+            *to++ = row | place;
+            ++sizes[place];
         }
+        listed = static_cast<size_t>(to - lists_.probed.data());
     });
-    for (size_t cell = 0; cell < job_.packed.blocks; ++cell) lists_.starts[cell + 1] += lists_.starts[cell];
-    lists_.by_cell.resize(lists_.cells.size());
+    for (size_t place = 0; place < passes * blocks; ++place) lists_.starts[place + 1] += lists_.starts[place];
+    lists_.by_cell.resize(listed);
     std::vector<uint32_t> next(lists_.starts.begin(), lists_.starts.end() - 1);
-    for (size_t i = 0; i < lists_.cells.size(); ++i) lists_.by_cell[next[lists_.cells[i]]++] = lists_.rows[i];
-    for (size_t cell = 0; cell < job_.packed.blocks; ++cell) {
-        rows_.assign(lists_.by_cell.begin() + lists_.starts[cell], lists_.by_cell.begin() + lists_.starts[cell + 1]);
-        meet(cell);
+    for (size_t i = 0; i < listed; ++i)
+        lists_.by_cell[next[static_cast<uint32_t>(lists_.probed[i])]++] = static_cast<uint32_t>(lists_.probed[i] >> 32);
+    for (size_t place = 0; place < passes * blocks; ++place) {
+        if (place == blocks)
+            for (size_t slot = 0; slot < end_ - begin_; ++slot) tighten(slot);
+        rows_.assign(lists_.by_cell.begin() + lists_.starts[place], lists_.by_cell.begin() + lists_.starts[place + 1]);
+        meet(place % blocks);
     }
 }
 

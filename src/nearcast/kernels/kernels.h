@@ -113,6 +113,8 @@ struct KernelTable {
     void (*rescore)(const RescoreJob&, const uint32_t* positions, size_t n, float* scores);
     double (*norm)(const Vectors&, size_t row);
     float (*kth_largest)(const float* values, size_t n, size_t k, int32_t* scratch);
+    // Moves the pairs whose value is at least `bar` to the front, in their order. Returns how many they are.
+    uint32_t (*keep_above)(float* values, uint32_t* items, uint32_t n, float bar);
     // Bit i of masks[row]: whether low[row] <= codes[i] <= high[row]. `items` is a multiple of 16, 64 at most.
     void (*interval_masks)(const int32_t* codes, size_t items, const int32_t* low, const int32_t* high, size_t n,
                            uint64_t* masks);
