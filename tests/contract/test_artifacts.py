@@ -118,6 +118,16 @@ def test_an_artifact_that_is_not_there_is_not_found(place):
         artifacts.open("missing")
 
 
+def test_an_error_of_the_disk_that_names_no_file_gets_the_name_of_the_artifact(tmp_path):
+    def fill_the_disk(_folder):
+        raise OSError(28, "Error writing bytes to file")  # as Arrow does
+
+    with pytest.raises(OSError, match="Error writing bytes") as raised:
+        LocalArtifacts(tmp_path).commit("shop/000001", fill_the_disk)
+    assert raised.value.filename == str(tmp_path / "shop" / "000001")
+    assert list((tmp_path / "shop").iterdir()) == []
+
+
 def test_a_commit_returns_the_facts_of_the_winner_and_keeps_nothing_open(place, tmp_path):
     def write(folder: Path) -> dict[str, object]:
         assert place.open().commit("a", write_two)["rows"] == 1000  # another host is faster

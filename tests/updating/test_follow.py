@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import multiprocessing
 import os
 import random
 import time
+from unittest import mock
 from urllib.request import urlopen
 
 import pyarrow as pa
@@ -21,7 +24,7 @@ from tests.updating.test_updates import draw_item, item_table, make_shop
 import nearcast
 from nearcast.api.updates import open_follower, roll_back_updates
 from nearcast.cli.follow import follow, serve_metrics
-from nearcast.errors import BusyError, SpecError, StoreError
+from nearcast.errors import BusyError, SpecError, StorageError, StoreError
 from nearcast.join.listener import Listener
 from nearcast.storage.base import StoredObject
 from nearcast.storage.open_storage import open_storage
@@ -226,6 +229,28 @@ def test_the_lag_grows_while_the_store_or_a_disk_fails_and_then_the_file_is_appl
     assert "free some disk" in said[1]
     assert 300 in shop.items
     assert shop.served() == shop.expected()
+
+
+def test_files_that_seem_to_be_meant_and_are_not_read_are_named_once(tmp_path):
+    for name in ("a.parquet/part-0.parquet", "B.PARQUET", "c.pq", "_d.PQ", "e/f.parquet", "g.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    said = []
+    feed = file_feed.FileFeed(str(tmp_path), note=said.append)
+    assert [list(feed.read(None)), feed.oldest_waiting(None)] == [[], None]
+    assert [text.split(" is ")[0] for text in sorted(said)] == ["B.PARQUET", "a.parquet", "c.pq"]
+
+
+@pytest.mark.parametrize(("number", "error"), [(errno.EIO, StorageError), (errno.EACCES, None)])
+def test_a_file_is_set_aside_for_what_it_is_and_not_for_an_error_of_the_disk(tmp_path, monkeypatch, number, error):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"id": [1]}), path)
+    os.utime(path, (1e9, 1e9))
+    monkeypatch.setattr(type(path), "open", mock.Mock(side_effect=OSError(number, "no")))
+    feed = file_feed.FileFeed(str(tmp_path))
+    with pytest.raises(error) if error else contextlib.nullcontext():
+        (batch,) = feed.read(None)
+        assert "cannot be read" in str(batch.error)
 
 
 def test_of_two_followers_of_one_source_the_later_one_stops(shop):

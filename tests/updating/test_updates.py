@@ -307,6 +307,11 @@ def test_updates_are_undone_by_number(served_shop):
     shop.update({602: draw_item(rng)})
     with pytest.raises(NotFoundError, match=r"has no patch 9999: the newest patch in force is \d+; .*published shop"):
         roll_back_updates(shop.spec(), 9999, store=shop.store)
+    with pytest.raises(SpecError, match="0 or more, got -1"):
+        roll_back_updates(shop.spec(), -1, store=shop.store)
+    for share in (-0.1, 1.1, float("nan")):
+        with pytest.raises(SpecError, match=r"max_lists_changed must be in \[0, 1\]"):
+            nearcast.update(shop.spec(), gone=[1], max_lists_changed=share, store=shop.store)
     assert roll_back_updates(shop.spec(), first.undo, store=shop.store)[0] == first.patch
     assert shop.served() == before
     shop.items = items

@@ -14,7 +14,7 @@ from nearcast.api.arguments import (
     resolve_store_target,
     resolve_target,
 )
-from nearcast.errors import NearcastError
+from nearcast.errors import NearcastError, SpecError
 from nearcast.history.record import record_undone_patches
 from nearcast.join.listener import Listener
 from nearcast.publishing.targets import PublishTarget
@@ -57,6 +57,8 @@ def update(
     published or the snapshot is not in `out`, SpecError for a generator that needs a run, BusyError while another
     process publishes, StoreError. Nothing has changed after an error.
     """
+    if max_lists_changed is not None and not 0 <= max_lists_changed <= 1:
+        raise SpecError(f"max_lists_changed must be in [0, 1], got {max_lists_changed}; write 0.2 for a fifth")
     target = resolve_target(generator, out, None)
     most = target.audit.max_lists_changed if max_lists_changed is None else max_lists_changed
     with open_target_store(store, target) as opened:
@@ -77,6 +79,8 @@ def roll_back_updates(
     Raises StoreError if one of them was folded with older ones, NotFoundError if nothing is published, or if no patch
     of the version has a number as high as `to`.
     """
+    if to < 0:
+        raise SpecError(f"the number of a patch must be 0 or more, got {to}; 0 undoes all")
     target = resolve_store_target(generator, out)
     with open_target_store(store, target) as opened:
         version, undone = undo_patches(opened, target.generator, to)
@@ -117,7 +121,7 @@ def open_follower(
     target = resolve_target(generator, out, None)
     with open_target_store(store, target) as opened:
         yield Follower(
-            _open_feed(source, opened, target, max_rows, again),
+            _open_feed(source, opened, target, max_rows, again, listener or Listener()),
             opened,
             target.generator,
             target.out,
@@ -128,10 +132,10 @@ def open_follower(
 
 
 def _open_feed(
-    source: str, store: Store, target: PublishTarget, max_rows: int, again: Sequence[str]
+    source: str, store: Store, target: PublishTarget, max_rows: int, again: Sequence[str], listener: Listener
 ) -> FileFeed | TableFeed:
     if not TABLE_LOCATION.fullmatch(source):
-        return FileFeed(source, most_rows=max_rows, again=again)
+        return FileFeed(source, most_rows=max_rows, again=again, note=listener.note)
     pointer = store.pointer(target.generator)
     if pointer is None:
         raise make_unpublished_error(store, target.generator)

@@ -9,7 +9,7 @@ import contextlib
 import secrets
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -31,6 +31,7 @@ __all__ = ["MOST_ROWS", "FileFeed"]
 MOST_ROWS = 100_000
 MOST_FILES = 1_000  # per reading, the oldest ones: their order is that of their names
 MAGIC = b"PAR1"
+LIKE_PARQUET = ("parquet", "parq", "pq")
 WRITING_SECONDS = 60.0  # a file without its end counts as being written for so long after its last change
 
 
@@ -39,10 +40,17 @@ class FileFeed:
 
     `NAME.parquet` holds items, `NAME.gone.parquet` ids of removed items, `NAME.queries.parquet` queries. Files below
     folders, and names that begin with a dot or underscore, are not read. most_rows: of a part. again: names, or
-    patterns of names, of files to read again.
+    patterns of names, of files to read again. note: called once for each name that seems to be meant, and is not read.
     """
 
-    def __init__(self, source: str, *, most_rows: int = MOST_ROWS, again: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        source: str,
+        *,
+        most_rows: int = MOST_ROWS,
+        again: Sequence[str] = (),
+        note: Callable[[str], None] = lambda _text: None,
+    ) -> None:
         if not is_url(source) and not Path(source).is_dir():
             raise SpecError(
                 f"the source must be a folder or a location in a bucket, and {source} is no folder; create it"
@@ -51,6 +59,8 @@ class FileFeed:
         self.name = self._storage.url
         self._most_rows = most_rows
         self._again = tuple(again)
+        self._note = note
+        self._noted = set[str]()
         self._asked = secrets.token_hex(4) if again else ""
 
     def read(self, offset: Any) -> Iterator[FeedBatch]:
@@ -77,11 +87,11 @@ class FileFeed:
 
     def _list_waiting(self, offset: Any) -> tuple[FileOffset, list[StoredObject]]:
         """Return the decoded offset, and the files that were not read."""
+        listed = list(self._storage.list_objects())
         found = [
-            one
-            for one in self._storage.list_objects()
-            if one.name.endswith(".parquet") and "/" not in one.name and one.name[0] not in "._"
+            one for one in listed if one.name.endswith(".parquet") and "/" not in one.name and one.name[0] not in "._"
         ]
+        self._note_unread(listed)
         known = FileOffset.from_json(offset)
         if known.asked != self._asked and self._asked:
             chosen = [one for one in found if any(fnmatchcase(one.name, pattern) for pattern in self._again)]
@@ -89,6 +99,19 @@ class FileFeed:
                 raise SpecError(f"no file in {self.name} is named {' or '.join(self._again)}; see what is there")
             known = replace(known, again=known.again | set(map(file_key, chosen)), asked=self._asked)
         return known, [one for one in found if not known.has_read(one)]
+
+    def _note_unread(self, listed: Sequence[StoredObject]) -> None:
+        """Name what looks like a file of the feed and is none: a folder as Spark writes it, or another ending."""
+        for one in listed:
+            name, _, inner = one.name.partition("/")
+            ending = name.rpartition(".")[2]
+            is_meant = ending == "parquet" if inner else ending != "parquet" and ending.lower() in LIKE_PARQUET
+            if name[0] not in "._" and is_meant and name not in self._noted:
+                self._noted.add(name)
+                what = "a folder" if inner else "named otherwise"
+                self._note(
+                    f"{name} is not read, since it is {what}: write single files, NAME.parquet, into {self.name}"
+                )
 
     @contextlib.contextmanager
     def _open_whole(self, found: StoredObject) -> Iterator[BinaryIO | None]:
