@@ -15,7 +15,7 @@ def race_to_create(storage: Storage, *, writers: int, rounds: int) -> None:
     def create(writer: int) -> list[bool]:
         won = []
         for round_ in range(rounds):
-            barrier.wait(60)
+            barrier.wait(300)
             won.append(storage.create(f"race/{round_:03d}", f"writer {writer}".encode()))
         return won
 

@@ -62,7 +62,7 @@ def ray_cluster(_own_network: None) -> Iterator[Any]:
         cluster = Cluster(initialize_head=True, head_node_args=small)
         try:
             cluster.add_node(**small)
-            cluster.wait_for_nodes(timeout=60)
+            cluster.wait_for_nodes(timeout=300)
             yield cluster
         finally:
             cluster.shutdown()

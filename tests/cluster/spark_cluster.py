@@ -18,7 +18,7 @@ from needs import require_module
 from servers import HERE, free_port
 
 TESTS = Path(__file__).resolve().parents[1]
-PATIENCE = 120.0  # seconds for a server to come up; much more than it ever takes
+PATIENCE = 300.0  # seconds for a server to come up; much more than it ever takes
 QUICK = ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xshare:auto"]  # these JVMs live for a minute
 WORKERS, CORES = 2, 3  # each worker has cores for three sessions: Connect, that of a module, and that of one test
 

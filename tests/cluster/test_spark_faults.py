@@ -29,7 +29,7 @@ def runner(spark_cluster):
 def test_1_of_8_calls_that_hangs_is_run_a_second_time_by_speculation_and_committed_once(runner, tmp_path):
     place, quiet = area(tmp_path / "slow"), area(tmp_path / "quiet")
     list(runner.run(perform, quiet, calls(8)))
-    outcomes = list(runner.run(perform, place, calls(8, "hang first", victim=2, seconds=60)))
+    outcomes = list(runner.run(perform, place, calls(8, "hang first", victim=2, seconds=600)))
     assert len(outcomes) == 8
     assert attempts(place)["join/000002"] == 2
     assert sum(attempts(place).values()) <= 2 * 8

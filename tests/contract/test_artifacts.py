@@ -200,13 +200,13 @@ def test_of_many_attempts_at_once_one_wins_and_the_others_leave_nothing(place):
 
         def write(folder: Path) -> dict[str, object]:
             (folder / "who").write_bytes(str(number).encode())
-            barrier.wait(30)  # all have looked and found nothing
+            barrier.wait(300)  # all have looked and found nothing
             return {"who": number}
 
         read = []
         for round_ in range(5):
             read.append((artifacts.ensure(f"race/{round_}", write) / "who").read_bytes())
-            barrier.wait(30)
+            barrier.wait(300)
         return read
 
     with ThreadPoolExecutor(6) as pool:

@@ -747,8 +747,8 @@ def test_a_redis_that_is_gone_is_an_error_for_each_look_up_and_all_is_well_when_
 def test_a_redis_that_is_slow_is_an_error_after_its_timeout(redis_url, proxy):
     with contextlib.closing(open_store(redis_url + FEW)) as store:
         publish(store, "shop", 1, LISTS)
-        with nearcast.open(f"redis://{HERE}:{proxy.port}/0?timeout=0.2", "shop", refresh_seconds=NEVER) as shop:
-            proxy.delay = 1.0
+        with nearcast.open(f"redis://{HERE}:{proxy.port}/0?timeout=1", "shop", refresh_seconds=NEVER) as shop:
+            proxy.delay = 3.0
             with pytest.raises(StoreError, match="did not answer within"):
                 shop.get(4)
             proxy.restore()

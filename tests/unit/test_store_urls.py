@@ -181,7 +181,7 @@ def test_a_url_of_another_kind_than_the_server_is_refused_before_anything_is_wri
         with pytest.raises(SpecError, match=r"is a Redis Cluster; write redis\+cluster://HOST:PORT,HOST:PORT"):
             open_store(server.url)
         with pytest.raises(StoreError, match=r"/main answers as no Sentinel does .* give the Sentinels' ports"):
-            open_store(f"redis+sentinel://{HERE}:{server.port}/main?timeout=0.3")
+            open_store(f"redis+sentinel://{HERE}:{server.port}/main?timeout=1")
     refused = pytest.raises(SpecError, match="is no Redis Cluster; write redis://HOST:PORT for a single server")
     with redis_running(tmp_path / "single") as server, refused:
         open_store(f"redis+cluster://{HERE}:{server.port}")
