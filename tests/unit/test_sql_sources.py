@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 
 import pyarrow as pa
@@ -52,6 +53,9 @@ def test_a_file_of_the_current_folder_is_never_taken_for_one_of_the_spec(folder,
         with pytest.raises(InputError, match=r"names items.parquet, and there is one in the current folder"):
             open_query(folder, query)
     assert ids_of(open_query(folder, f"select * from '{folder}/items.parquet'")) == list(range(6))
+
+    shutil.rmtree(elsewhere)
+    assert ids_of(open_query(folder, "from 'items.parquet'")) == list(range(6))
 
 
 def test_a_folder_with_a_comma_is_one_folder(folder):

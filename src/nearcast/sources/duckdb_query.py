@@ -55,13 +55,17 @@ def run_query(sql: str, base: Path, columns: list[str], name: str) -> pa.Table:
 
 def _refuse_other_folder(sql: str, base: Path, name: str) -> None:
     """Raise InputError for a relative path of a file in the current folder, where DuckDB looks before `base`."""
-    if Path.cwd() == base.absolute():
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:  # it was removed, and no relative path is found in it
+        return
+    if here == base.absolute():
         return
     for found in MAYBE_FILE.finditer(sql):
         path = next(text for text in found.groups() if text)
         if not os.path.isabs(path) and os.path.isfile(path) and not _is_same(path, base / path):
             raise InputError(
-                f"{name} names {path}, and there is one in the current folder {Path.cwd()}, which DuckDB would take "
+                f"{name} names {path}, and there is one in the current folder {here}, which DuckDB would take "
                 f"instead of {base.absolute() / path}; write the whole path, or start in another folder"
             )
 
