@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
 import json
 import os
 import pty
@@ -22,7 +23,7 @@ import pytest
 from tests.end_to_end import shop as at
 from tests.end_to_end.shop import Finished, fail, nearcast, succeed
 
-from nearcast import load_spec
+from nearcast import cli, load_spec
 from nearcast.measure.measures import MEASURES
 
 ODD_IDS = ['it\'s "a/b" Œuvre ✓ 漢字', "[red]", "[/bold]", "-dash", "--json", "back\\", "%s {x} $HOME"]
@@ -677,3 +678,19 @@ def test_a_look_up_fits_the_screen_and_says_how_to_see_the_rest(own_shop: Path) 
     plain = succeed("lookup", "wide", "q007", cwd=own_shop).stdout
     assert len(re.findall(r"i\d{4}", plain)) == 40
     assert "more with" not in plain
+
+
+def test_the_garbage_collector_pauses_only_while_a_command_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    enabled: list[bool] = []
+    monkeypatch.setattr(gc, "freeze", lambda: None)  # the objects of this process are not those of a command
+
+    def fail_to_import(_name: str) -> None:
+        enabled.append(gc.isenabled())
+        raise ImportError
+
+    monkeypatch.setattr(cli, "import_module", fail_to_import)
+    cli._import_command(["--help"])
+    with pytest.raises(ImportError):
+        cli._import_command(["run", "shop.toml"])
+    assert enabled == [False]
+    assert gc.isenabled()

@@ -132,6 +132,7 @@ def test_arrays_and_ids_that_are_cut_are_never_mapped(tmp_path: Path) -> None:
 def test_ids_whose_offsets_lead_out_of_the_file_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "ids.arrow"
     write_ids(path, pa.array(["a", "b", "c"], pa.large_string()))
+    assert read_ids(path).to_pylist() == read_ids(path).to_pylist() == ["a", "b", "c"]  # the second time known as whole
     data = path.read_bytes()
     offsets = np.arange(4, dtype=np.int64).tobytes()
     assert data.count(offsets) == 1
@@ -161,3 +162,39 @@ def test_an_archive_or_an_object_is_no_array(tmp_path: Path) -> None:
     for name in ("archive.npz", "objects.npy", "folder.npy", "missing.npy"):
         with pytest.raises(DamagedError, match=name):
             map_array(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(24, dtype=np.int32).reshape(2, 3, 4),
+        np.asfortranarray(np.arange(6, dtype=">f8").reshape(2, 3)),
+        np.array(7, np.uint16),
+        np.array([(1, 2.5)], [("a", "i4"), ("b", "f4")]),
+        np.empty((0, 4), np.float32),
+        np.array([b"", b""], "S0"),
+        np.zeros((1,) * 60 + (2,), np.int8),
+    ],
+    ids=lambda array: f"{array.dtype.str}-{array.ndim}",
+)
+@pytest.mark.parametrize("version", [(1, 0), (2, 0), (3, 0)])
+def test_a_mapped_array_is_the_one_that_numpy_reads(tmp_path: Path, array: Any, version: tuple[int, int]) -> None:
+    path = tmp_path / "array.npy"
+    with path.open("wb") as file:
+        np.lib.format.write_array(file, array, version)
+    mapped, read = map_array(path), np.load(path)
+    assert (mapped.dtype, mapped.shape, mapped.flags.f_contiguous) == (read.dtype, read.shape, read.flags.f_contiguous)
+    assert mapped.tobytes() == read.tobytes()
+    assert mapped.size == 0 or not mapped.flags.writeable
+
+
+@pytest.mark.parametrize(
+    "shape", ["(-3,)", "(3, -1)", "(1000000,)", "(9223372036854775807, 9)", "(True,)", "3", "(3.0,)"]
+)
+def test_a_header_with_another_shape_than_the_file_has_is_refused(tmp_path: Path, shape: str) -> None:
+    path = tmp_path / "array.npy"
+    np.save(path, np.arange(3))
+    header = f"{{'descr': '<i8', 'fortran_order': False, 'shape': {shape}, }}".encode().ljust(117) + b"\n"
+    path.write_bytes(path.read_bytes()[:10] + header + path.read_bytes()[128:])
+    with pytest.raises(DamagedError, match=r"array\.npy"):
+        map_array(path)

@@ -23,7 +23,7 @@ from nearcast.knn.reserve_lists import Reserve, are_enough, make_reserve, update
 from nearcast.knn.update_lists import KnownLists
 from nearcast.types import EMPTY_POSITION, FloatArray, IntArray, Neighbors
 
-__all__ = ["BaseRows", "find_base", "find_enough", "read_bounds", "update_ranges"]
+__all__ = ["BaseRows", "find_base", "find_enough", "list_others", "read_bounds", "update_ranges"]
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -85,7 +85,7 @@ def update_ranges(
     fresh: (len(rows), any) lists of the new and changed items. joined: (others, width).
     """
     shape, n = open_shape(context), len(rows) + len(joined.positions)
-    others = np.setdiff1d(np.arange(n), rows)
+    others = list_others(n, rows)
     reserve = make_reserve(joined, shape, group_finder(context))
     if shape.relaxed:
         order = np.argsort(np.concatenate([rows, others]), kind="stable")
@@ -95,6 +95,13 @@ def update_ranges(
     target.best.positions[others], target.best.scores[others] = joined.positions, joined.scores
     target.bound_scores[others], target.bound_edges[others] = reserve.known.bound_scores, reserve.known.bound_edges
     return wrap_free(target)
+
+
+def list_others(n: int, rows: IntArray) -> IntArray:
+    """Return the numbers from 0 to n - 1 that are not in `rows`, ascending."""
+    is_other = np.ones(n, np.bool_)
+    is_other[rows] = False
+    return np.flatnonzero(is_other)
 
 
 def _map_moves(context: TaskContext) -> tuple[IntArray, IntArray]:

@@ -19,7 +19,7 @@ import numpy as np
 
 from nearcast.artifact_files import map_array
 from nearcast.errors import DamagedError, NotFoundError
-from nearcast.join.base_reserves import find_base, find_enough, read_bounds, update_ranges
+from nearcast.join.base_reserves import find_base, find_enough, list_others, read_bounds, update_ranges
 from nearcast.join.fresh_items import join_all, join_fresh, merge_reserves
 from nearcast.join.joined_lists import read_result
 from nearcast.join.reserves import open_shape, store_reserve
@@ -56,7 +56,7 @@ def do_stale(context: TaskContext, args: Mapping[str, Any], folder: Path) -> dic
             enough = find_enough(context, before[rows])
         except (DamagedError, NotFoundError) as error:
             return {"start": start, "stop": stop, "missing": stop - start, "damaged": str(error)}
-        missing = np.setdiff1d(np.arange(stop - start), rows[enough])
+        missing = list_others(stop - start, rows[enough])
         np.save(folder / "missing.npy", missing)
     return {"start": start, "stop": stop, "missing": len(missing), "damaged": None}
 
@@ -129,7 +129,7 @@ def do_renew(context: TaskContext, args: Mapping[str, Any], folder: Path) -> dic
     number, start, stop = int(args["number"]), int(args["start"]), int(args["stop"])
     with context.run.meter.stage("join"):
         missing = _find_missing(context, number) - start
-        rows = np.setdiff1d(np.arange(stop - start), missing)
+        rows = list_others(stop - start, missing)
         base = find_base(context, _read_before(context, start, stop)[rows])
         new_items = map_array(context.run.results.open(COMPARE) / "items" / "before.npy")
         fresh = join_fresh(context, new_items, start + rows, read_bounds(context, base))

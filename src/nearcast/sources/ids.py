@@ -46,7 +46,13 @@ HASH_BASE = 0x5851F42D4C957F2D
 IDS_AT_ONCE = 1 << 20  # of ids in ranges
 HASHED_BYTES = 1 << 20  # of texts that are hashed at a time
 COMPARED_BYTES = 16 << 20  # of ids in their order, which are compared with their neighbors
+MOST_VALIDATED = 64  # files whose ids are known to be whole
 FEW_KEYS = 16  # a hash table of the ids is slower for fewer keys than a 16th of them
+
+FileState = tuple[int, int, int, int, int]
+"""Device, inode, size, and the times of the last change of contents and of status."""
+
+_validated: dict[FileState, None] = {}  # in the order of their validation
 
 
 def argsort_ids(ids: pa.Array) -> IntArray:
@@ -256,8 +262,18 @@ def read_ids(path: Path) -> pa.Array:
 def read_id_chunks(path: Path) -> pa.ChunkedArray:
     """Map the ids of a file, in the batches that were written. Raises DamagedError if the file is not whole."""
     try:
+        state = _read_state(path)
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-        table.validate(full=True)  # offsets beyond the text would be read beyond the file
+        if state not in _validated or _read_state(path) != state:
+            table.validate(full=True)  # offsets beyond the text would be read beyond the file
+            _validated[state] = None
+            if len(_validated) > MOST_VALIDATED:
+                _validated.pop(next(iter(_validated)), None)
         return table.column("id")
     except (OSError, KeyError, pa.ArrowException) as error:
         raise DamagedError(f"{path} is damaged ({error}); remove {path.parent} and run again") from error
+
+
+def _read_state(path: Path) -> FileState:
+    status = path.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
