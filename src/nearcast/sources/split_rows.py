@@ -124,9 +124,14 @@ class _Splitter:
         self._buffer(piece if has_id.all() else piece.filter(pa.array(has_id)))
 
     def flush(self) -> None:
-        """Write the buffered rows of every range; of rows with one id, the first."""
+        """Write the buffered rows of every range; of rows with one id, the first, unless the range is the whole table.
+
+        There, repeated ids are found when the range is sorted, and a hash table of them here would save nothing.
+        """
         for number, tables in sorted(self._buffers.items()):
-            piece = self._drop_repeats(pa.concat_tables(tables))
+            piece = pa.concat_tables(tables)
+            if len(self._settings.bounds):
+                piece = self._drop_repeats(piece)
             self._range_rows[number] += len(piece)
             self._sink.append(number, piece)
         self._buffers, self._buffered = {}, 0

@@ -82,7 +82,8 @@ def write_vectors(
                 positions = target[first : first + len(batch)] - start
                 inside = np.flatnonzero((positions >= 0) & (positions < len(block)))
                 if len(inside):
-                    block[positions[inside]] = piece_vectors(batch, dim, dtype).view(row)[inside, 0]
+                    vectors = piece_vectors(batch, dim, dtype).view(row)[:, 0]
+                    block[positions[inside]] = vectors if len(inside) == len(vectors) else vectors[inside]
             block.tofile(out)
             progress(len(block))
 
