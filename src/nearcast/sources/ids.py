@@ -267,8 +267,8 @@ def read_id_chunks(path: Path) -> pa.ChunkedArray:
         if state not in _validated or _read_state(path) != state:
             table.validate(full=True)  # offsets beyond the text would be read beyond the file
             _validated[state] = None
-            if len(_validated) > MOST_VALIDATED:
-                _validated.pop(next(iter(_validated)), None)
+            for oldest in list(_validated)[:-MOST_VALIDATED]:
+                _validated.pop(oldest, None)  # another thread may have done it
         return table.column("id")
     except (OSError, KeyError, pa.ArrowException) as error:
         raise DamagedError(f"{path} is damaged ({error}); remove {path.parent} and run again") from error
