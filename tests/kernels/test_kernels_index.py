@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from tests.kernels.vectors import METRICS, calibrate_radius, draw_vectors, join_cells, joins
 
 from nearcast.kernels import build_index, index_arrays, measure_recall, numpy_fallback, restore_index
@@ -84,6 +84,7 @@ def test_one_giant_cell_of_equal_items(native_isa):
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(case=joins())
+@example(case=(np.ones((1, 3), np.float32), np.ones((0, 3), np.float32), 1, "inner_product", None, 1))
 def test_over_a_later_table_the_index_holds_the_items_that_both_have(native_isa, case):
     queries, items, k, metric, exclude, threads = case
     rng = np.random.default_rng(len(items) + k)

@@ -203,6 +203,7 @@ def restore_index(
     """
     if now is not None:
         arrays = _move_items(arrays, len(items), now)
+        items = items if len(now) else items[:0]  # the index of an empty table has no tiles to tell what it holds
     width, normalise, spread = arrays["numbers"].tolist()
     rotation = Rotation(arrays["sign"], arrays["place"], arrays.get("centre"), int(width), bool(normalise))
 
