@@ -6,14 +6,11 @@ import ast
 import subprocess
 import sys
 from functools import cache
-from pathlib import Path
 
 import click
 import pytest
 
-import nearcast
-
-PACKAGE = Path(nearcast.__file__).resolve().parent
+from source_code import MODULES, PACKAGE, find_imports, name_of, parse_module, room_of
 
 # From the ground up; rooms of one floor do not import each other.
 FLOORS = [
@@ -81,33 +78,12 @@ HEAVY = {
 # the two runners that are an engine's client, and what they may import beside the standard library
 RUNNER_ENGINES = {"runners/spark_runner.py": {"pyspark", "pyarrow"}, "runners/ray_runner.py": {"ray"}}
 
-MODULES = sorted(PACKAGE.rglob("*.py"))
-
-
-def name_of(path):
-    return path.relative_to(PACKAGE).as_posix()
-
-
-def room_of(path):
-    parts = path.relative_to(PACKAGE).parts
-    return parts[0].removesuffix(".py")
-
 
 @cache
 def imports(path):
     """(dotted module, line, whether it is only for the type checker, whether it is inside a function)."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
     found = []
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.Import | ast.ImportFrom):
-            continue
-        above, outer = [], node
-        while outer in parents:
-            outer = parents[outer]
-            above.append(outer)
-        typing_only = any(isinstance(a, ast.If) and ast.unparse(a.test) == "TYPE_CHECKING" for a in above)
-        inside = any(isinstance(a, ast.FunctionDef | ast.AsyncFunctionDef) for a in above)
+    for node, typing_only, inside in find_imports(path):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif node.module == "nearcast":
@@ -116,7 +92,7 @@ def imports(path):
             assert node.level == 0, f"{name_of(path)} line {node.lineno} imports relatively"
             names = [node.module]
         found += [(name, node.lineno, typing_only, inside) for name in names]
-    return found
+    return sorted(found)
 
 
 def test_every_room_has_its_floor():
@@ -124,18 +100,17 @@ def test_every_room_has_its_floor():
     assert rooms <= set(FLOOR_OF), "a new room needs a place in FLOORS"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_imports_point_down(path):
-    room = room_of(path)
-    if room in ("__init__", "__main__"):
-        return
-    for name, line, _, _ in imports(path):
-        if not name.startswith("nearcast."):
-            assert name != "nearcast", f"{name_of(path)} line {line} imports the whole package"
-            continue
-        other = name.split(".")[1]
-        below = FLOOR_OF[other] < FLOOR_OF[room]
-        assert other == room or below, f"{name_of(path)} line {line}: {room} must not import {other}"
+def test_imports_point_down():
+    faults = []
+    for path in MODULES:
+        room = room_of(path)
+        for name, line, _, _ in imports(path) if room not in ("__init__", "__main__") else ():
+            other = name.split(".")[1] if name.startswith("nearcast.") else room
+            if name == "nearcast":
+                faults.append(f"{name_of(path)} line {line} imports the whole package")
+            elif other != room and FLOOR_OF[other] >= FLOOR_OF[room]:
+                faults.append(f"{name_of(path)} line {line}: {room} must not import {other}")
+    assert faults == []
 
 
 def test_the_package_itself_imports_only_its_version_and_old_names_before_it_is_used():
@@ -199,11 +174,12 @@ def test_nothing_that_decides_lists_or_learns_imports_the_reader_of_labels():
     assert readers <= JUDGES
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_every_module_says_what_it_holds(path):
-    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
-    assert docstring, name_of(path)
-    assert docstring.splitlines()[0].endswith((".", ":")) or len(docstring.splitlines()) > 1
+def test_every_module_says_what_it_holds():
+    for path in MODULES:
+        docstring = ast.get_docstring(parse_module(path))
+        assert docstring, name_of(path)
+        lines = docstring.splitlines()
+        assert lines[0].endswith((".", ":")) or len(lines) > 1, name_of(path)
 
 
 def test_every_folder_of_modules_is_a_package_with_a_docstring():
@@ -280,7 +256,13 @@ except nearcast.errors.MissingExtraError as error:
     assert python(code) == ["9"]
 
 
-@pytest.mark.parametrize("library", ["fastapi", "httptools", "orjson", "prometheus_client", "uvicorn"])
+@pytest.mark.parametrize(
+    "library",
+    [
+        *("fastapi", "uvicorn"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("httptools", "orjson", "prometheus_client")),
+    ],
+)
 def test_without_a_library_of_the_service_its_error_names_the_extra_before_any_store_is_opened(library):
     code = (
         BLOCK.format(blocked=(library,))

@@ -13,9 +13,8 @@ from functools import cache
 from pathlib import Path
 
 import nearcast
+from source_code import MODULES, PACKAGE, find_imports, list_nodes, name_of, parse_module, room_of
 
-PACKAGE = Path(nearcast.__file__).resolve().parent
-MODULES = sorted(PACKAGE.rglob("*.py"))
 MOST_PARAMETERS = 7
 
 # Verbs of `nearcast.__all__`: their arguments are the settings of a command, and they are called by name.
@@ -45,25 +44,16 @@ VERBS_IN_ED = {"embed", "exceed", "feed", "need", "proceed", "seed", "shed", "su
 
 
 @cache
-def tree_of(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"))
-
-
-def name_of(path: Path) -> str:
-    return path.relative_to(PACKAGE).as_posix()
-
-
-def room_of(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-
-
-def functions() -> Iterator[tuple[Path, Function, ast.AST]]:
+def functions() -> list[tuple[Path, Function, ast.AST]]:
     """All functions and methods, with what they are defined in."""
-    for path in MODULES:
-        for parent in ast.walk(tree_of(path)):
-            for node in ast.iter_child_nodes(parent):
-                if isinstance(node, Function):
-                    yield path, node, parent
+    return [
+        (path, node, parent)
+        for path in MODULES
+        for parent in list_nodes(path)
+        if isinstance(parent, ast.stmt | ast.Module | ast.ExceptHandler | ast.match_case)
+        for node in ast.iter_child_nodes(parent)
+        if isinstance(node, Function)
+    ]
 
 
 def decorators(node: Function) -> list[str]:
@@ -92,7 +82,7 @@ def is_protocol(node: ast.AST) -> bool:
 def test_the_name_of_a_class_occurs_once():
     places = defaultdict(list)
     for path in MODULES:
-        for node in ast.walk(tree_of(path)):
+        for node in list_nodes(path):
             if isinstance(node, ast.ClassDef):
                 places[node.name].append(f"{name_of(path)} line {node.lineno}")
     repeated = {name: where for name, where in places.items() if len(where) > 1 and name not in REPEATED_CLASSES}
@@ -134,11 +124,11 @@ def test_a_function_is_named_by_a_verb_and_not_by_a_participle():
 def test_rooms_make_no_cycle():
     below: dict[str, set[str]] = defaultdict(set)
     for path in MODULES:
-        for node in ast.walk(tree_of(path)):
+        for node, _, _ in find_imports(path):
             names: list[str] = []
             if isinstance(node, ast.Import):
                 names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and node.module:
+            elif node.module:
                 names = [f"{node.module}.{alias.name}" for alias in node.names]
             below[room_of(path)] |= {name.split(".")[1] for name in names if name.startswith("nearcast.")}
     rooms = {room: others - {room} for room, others in below.items() if room not in ("__init__", "__main__")}
@@ -149,7 +139,7 @@ def test_rooms_make_no_cycle():
 
 def imported_at_once(path: Path) -> Iterator[str]:
     """The modules of nearcast that importing this one imports, by their files."""
-    waiting: list[ast.AST] = [tree_of(path)]
+    waiting: list[ast.AST] = [parse_module(path)]
     while waiting:
         node = waiting.pop()
         names: list[str] = []
