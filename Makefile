@@ -27,7 +27,7 @@ test: .venv/installed ## the tests of every commit; the last lines list skipped 
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 test-slow: .venv/installed ## the slow tests alone, and every property on all its examples
-	NEARCAST_EXAMPLES=all $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "slow or hypothesis"
+	NEARCAST_EXAMPLES=all $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "(slow or hypothesis) and not cluster"
 
 test-all: test test-slow ## all tests: nightly, and before a release
 
@@ -36,8 +36,10 @@ test-all: test test-slow ## all tests: nightly, and before a release
 	$(BIN)/pip install --quiet --no-compile --group cluster
 	touch $@
 
+CLUSTER_TESTS ?= cluster
+
 test-cluster: .venv/cluster ## runs on a real Spark and a real Ray cluster on this machine; needs Java (openjdk-17-jre-headless)
-	$(BIN)/python -m pytest -m cluster tests/cluster
+	$(BIN)/python -m pytest -m "$(CLUSTER_TESTS)" tests/cluster
 
 # A base image from Debian's packages, and the image from it: no registry is needed. Some minutes, as root.
 test-image: export STORAGE_DRIVER = vfs

@@ -59,7 +59,7 @@ session.stop()
 """
 
 
-@pytest.fixture(scope="module", params=["classic", "connect"])
+@pytest.fixture(scope="module", params=[pytest.param("classic", marks=pytest.mark.slow), "connect"])
 def told(request, spark_cluster, tmp_path_factory):
     """What the script has seen; it runs in a process of its own, since one process has one kind of session."""
     folder = tmp_path_factory.mktemp(request.param)

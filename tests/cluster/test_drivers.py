@@ -66,7 +66,7 @@ def start(script, *words, output=subprocess.PIPE, **variables):
     return subprocess.Popen(command, env=os.environ | variables, stdout=output, stderr=output, text=True)
 
 
-@pytest.mark.parametrize("name", ["spark", "ray"])
+@pytest.mark.parametrize("name", ["spark", pytest.param("ray", marks=pytest.mark.slow)])
 def test_a_run_whose_driver_is_killed_by_sigkill_is_continued_with_the_same_bytes(
     name, inputs, on_this_machine, request
 ):
@@ -86,6 +86,7 @@ def test_a_run_whose_driver_is_killed_by_sigkill_is_continued_with_the_same_byte
     assert bytes_of(snapshot) == bytes_of(on_this_machine)
 
 
+@pytest.mark.slow
 def test_two_drivers_at_once_on_one_plan_make_one_snapshot_with_the_same_bytes(
     inputs, on_this_machine, request, s3_url, tmp_path, monkeypatch
 ):

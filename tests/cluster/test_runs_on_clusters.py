@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from contextlib import closing
+from functools import cache
 
 import psutil
 import pytest
@@ -33,10 +34,17 @@ def inputs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def on_this_machine(inputs):
     """The bytes of each case, run in this process; at recall 1, shards do not change them."""
-    return {case: bytes_of(nearcast.run(make_spec(inputs, f"local {case}", **CASES[case])).snapshot) for case in CASES}
+    return cache(lambda case: bytes_of(nearcast.run(make_spec(inputs, f"local {case}", **CASES[case])).snapshot))
 
 
-@pytest.fixture(scope="module", params=["processes", "ray", "spark"])
+QUICK = (
+    "rules and caps"  # of the cases on a cluster; the others are slow tests, as are runs in processes of this machine
+)
+SLOW = pytest.mark.slow
+ALL_CASES = [pytest.param(case, marks=() if case == QUICK else SLOW) for case in CASES]
+
+
+@pytest.fixture(scope="module", params=[pytest.param("processes", marks=SLOW), "ray", "spark"])
 def runner(request):
     """A runner of two workers."""
     if request.param != "processes":
@@ -46,10 +54,10 @@ def runner(request):
         yield made
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ALL_CASES)
 def test_a_run_has_the_bytes_of_a_run_on_this_machine(runner, inputs, on_this_machine, case):
     spec = make_spec(inputs, f"{runner.name} {case}", **CASES[case])
-    assert bytes_of(nearcast.run(spec, runner=runner).snapshot) == on_this_machine[case]
+    assert bytes_of(nearcast.run(spec, runner=runner).snapshot) == on_this_machine(case)
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +68,7 @@ def changed_inputs(tmp_path_factory):
     return folder
 
 
+@SLOW
 @pytest.mark.parametrize("case", [case for case in CASES if case != "recall 0.9"])
 def test_an_incremental_run_has_the_bytes_of_a_full_run_on_this_machine(runner, inputs, changed_inputs, case, tmp_path):
     settings = {**CASES[case], "run": {**CASES[case].get("run", {}), "incremental": True}}
@@ -91,10 +100,11 @@ class Twice:
         self._runner.close()
 
 
+@SLOW
 def test_a_run_whose_every_task_is_run_twice_at_once_has_the_same_bytes(runner, inputs, on_this_machine):
     twice = Twice(runner)
     snapshot = nearcast.run(make_spec(inputs, f"{runner.name} twice", recall=0.9), runner=twice).snapshot
-    assert bytes_of(snapshot) == on_this_machine["recall 0.9"]
+    assert bytes_of(snapshot) == on_this_machine("recall 0.9")
     assert twice.ended % 2 == 0
     print(f"{twice.ended} attempts of {twice.ended // 2} tasks on {runner.name}")
 
@@ -116,7 +126,7 @@ def test_a_run_of_which_up_to_3_workers_are_killed_by_sigkill_has_the_same_bytes
     finally:
         stop.set()
         thread.join()
-    assert bytes_of(snapshot) == on_this_machine["recall 0.9"]
+    assert bytes_of(snapshot) == on_this_machine("recall 0.9")
     print(f"{len(killed)} workers killed on {runner.name}")
 
 

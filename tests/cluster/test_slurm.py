@@ -28,6 +28,7 @@ scontrol show job "$gather"
 """
 
 
+@pytest.mark.slow
 def test_the_slurm_example_makes_the_snapshot_on_a_real_cluster(tmp_path: Path) -> None:
     missing = [name for name in DAEMONS if shutil.which(name) is None]
     if missing:

@@ -10,6 +10,8 @@ from nearcast.errors import WorkerError
 from nearcast.runners import make_runner
 from runner_tasks import area, attempts, calls, committed, perform
 
+pytestmark = pytest.mark.slow  # a session of its own
+
 
 @pytest.fixture(scope="module")
 def runner(spark_cluster):
