@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import pytest
 from hypothesis import settings
 
-QUICK = 40
+QUICK = 15
 ALL = os.environ.get("NEARCAST_EXAMPLES") == "all"  # make test-slow
 SETTINGS = "_hypothesis_internal_use_settings"  # what @given and @settings leave on a test
 

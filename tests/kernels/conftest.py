@@ -12,6 +12,7 @@ def _all_isas() -> tuple[str, ...]:
 
 
 ISAS = _all_isas()
+EMULATED = "amx-emulated"
 
 
 @pytest.fixture(params=ISAS)

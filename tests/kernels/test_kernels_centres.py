@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.kernels.conftest import EMULATED, ISAS
 from tests.kernels.test_kernels_index import clustered
 from tests.kernels.vectors import METRICS, coarsen, draw_vectors
 
@@ -121,8 +122,17 @@ CONSTRAINTS = {
 }
 
 
-@pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("kind", CONSTRAINTS)
+QUICK = dict(zip(CONSTRAINTS, METRICS, strict=True))  # of the emulated tiles, which take ten times as long
+CASES = [
+    pytest.param(isa, metric, kind, marks=pytest.mark.slow if isa == EMULATED and QUICK[kind] != metric else ())
+    for isa in ISAS
+    for metric in METRICS
+    for kind in CONSTRAINTS
+    if isa != "numpy"
+]
+
+
+@pytest.mark.parametrize(("native_isa", "metric", "kind"), CASES, indirect=["native_isa"])
 def test_predicted_recall_and_tiles_are_those_of_the_joins(native_isa, metric, kind):
     rng = np.random.default_rng(3)
     items, queries = clustered(5000, 24, 1), clustered(150, 24, 2)
