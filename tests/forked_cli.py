@@ -66,6 +66,33 @@ def run_command(
     return subprocess.CompletedProcess(list(words), code, *texts)
 
 
+CLIENT = """#!{python} -IS
+import json, os, signal, socket, stat, sys
+if not stat.S_ISCHR(os.stat(0).st_mode) or sys.argv[1:2] in (["serve"], ["follow"]):
+    os.execv({program!r}, [{program!r}, *sys.argv[1:]])
+server = socket.socket(socket.AF_UNIX)
+server.connect({path!r})
+request = json.dumps({{"words": sys.argv[1:], "cwd": os.getcwd(), "env": dict(os.environ)}})
+socket.send_fds(server, [request.encode()], [1, 2])
+server.shutdown(socket.SHUT_WR)
+code = int(server.recv(100))
+if code < 0:
+    signal.signal(-code, signal.SIG_DFL)
+    os.kill(os.getpid(), -code)
+sys.exit(code)
+"""
+
+
+def install_command(folder: Path) -> Path:
+    """Write `nearcast` into a folder, for shells: it forks commands without standard input, and starts the others."""
+    folder.mkdir(parents=True, exist_ok=True)
+    client = folder / "nearcast"
+    program = str(Path(sys.executable).with_name("nearcast"))
+    client.write_text(CLIENT.format(python=sys.executable, program=program, path=_server(os.getpid())))
+    client.chmod(0o755)
+    return folder
+
+
 @functools.cache
 def _server(_process: int) -> str:
     """Start the server of this process, and return the path of its socket."""

@@ -11,6 +11,7 @@ from tests.dashboard.browser import WIDE, Tab
 from tests.dashboard.troubles import history_with
 
 from nearcast.dashboard.document import write_page
+from shared_folder import make_once
 
 
 @pytest.fixture
@@ -32,11 +33,14 @@ def tab(browser: Any) -> Iterator[Callable[..., Tab]]:
 @pytest.fixture(scope="session")
 def troubled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of two generators, of which `shop` has query vectors of another model since the last night."""
-    folder = tmp_path_factory.mktemp("troubled")
-    return history_with("queries-of-another-model", folder, healthy=5, others=("home-feed",))
+
+    def make(folder: Path) -> None:
+        history_with("queries-of-another-model", folder, healthy=5, others=("home-feed",))
+
+    return make_once(tmp_path_factory, "troubled", make) / "shop" / "nearcast"
 
 
 @pytest.fixture(scope="session")
-def page_file(troubled: Path) -> Path:
+def page_file(troubled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of that folder."""
-    return write_page(troubled)
+    return Path(write_page(troubled, tmp_path_factory.mktemp("page") / "dashboard.html"))

@@ -189,8 +189,16 @@ def test_the_theme_follows_the_system_until_it_is_chosen(tab: MakeTab, page_file
     assert sum(ground()) < 200  # dark
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("size", [WIDE, PHONE], ids=["wide", "phone"])
+@pytest.mark.parametrize(
+    ("size", "scheme"),
+    [
+        (WIDE, "dark"),
+        (PHONE, "light"),
+        pytest.param(WIDE, "light", marks=pytest.mark.slow),
+        pytest.param(PHONE, "dark", marks=pytest.mark.slow),
+    ],
+    ids=["wide-dark", "phone-light", "wide-light", "phone-dark"],
+)
 def test_axe_finds_nothing_serious(tab: MakeTab, full: Any, full_file: Path, scheme: str, size: dict[str, int]) -> None:
     one = tab(size, scheme)
     for view in (*VIEWS, f"/g/shop/lists?key={key_of(full)}"):

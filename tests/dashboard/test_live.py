@@ -46,7 +46,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def service(shop: Path) -> Iterator[Service]:
     with running(shop, NEARCAST_TOKEN=TOKEN) as found:
         yield found

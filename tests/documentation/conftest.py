@@ -1,4 +1,4 @@
-"""The site, built once per process, and a server for it on this machine."""
+"""The site, built once, and a server for it on this machine."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from tests.documentation.pages import ROOT
 
+from shared_folder import make_once
+
 PROGRAM = ROOT / ".docs-site" / "bin" / "zensical"
 
 
@@ -27,13 +29,15 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the site. Fails unless it builds in strict mode, without a warning."""
     if not PROGRAM.exists():
         pytest.skip("Zensical is not installed (make docs-site)")
-    folder = tmp_path_factory.mktemp("documentation") / "project"
-    command = [sys.executable, str(ROOT / "docs" / "build_site.py"), str(folder)]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=300, check=False)
+    return make_once(tmp_path_factory, "documentation", build_site) / "project" / "site"
+
+
+def build_site(folder: Path) -> None:
+    command = [sys.executable, str(ROOT / "docs" / "build_site.py"), str(folder / "project")]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=600, check=False)
     said = done.stdout + done.stderr
     assert done.returncode == 0, said
     assert "warning" not in said.lower(), said
-    return folder / "site"
 
 
 @pytest.fixture(scope="session")

@@ -125,8 +125,17 @@ def small_tasks(monkeypatch):
     monkeypatch.setattr(query_splits, "TASK_BYTES", 1)
 
 
-@pytest.mark.parametrize("kind", SPECS)
-@pytest.mark.parametrize("shards", [1, 3])
+slow = pytest.mark.slow
+SHARDED = ("rules and caps", "over-fetch")  # the kinds that the quick suite runs on several shards
+
+
+@pytest.mark.parametrize(
+    ("shards", "kind"),
+    [
+        *((1, kind) for kind in SPECS),
+        *(pytest.param(3, kind, marks=() if kind in SHARDED else slow) for kind in SPECS),
+    ],
+)
 def test_after_every_night_the_files_are_those_of_a_full_run(tmp_path, kind, shards):
     shop, settings = open_shop(tmp_path), SPECS[kind] | {"run": {"shards": shards}}
     first = run(shop, "inc", **settings)
@@ -169,8 +178,14 @@ OVERLAPS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("kind", OVERLAPS)
-@pytest.mark.parametrize("most_ranges", [1, 3, 32])
+@pytest.mark.parametrize(
+    ("most_ranges", "kind"),
+    [
+        pytest.param(most, kind, marks=() if most == 3 or kind == "free" else slow)
+        for most in (1, 3, 32)
+        for kind in OVERLAPS
+    ],
+)
 def test_the_overlap_of_updated_lists_is_that_of_the_tables_which_are_not_read(
     tmp_path, monkeypatch, kind, most_ranges
 ):
@@ -323,7 +338,7 @@ def test_a_snapshot_without_reserves_gives_a_full_run(shop):
     assert "made without run.incremental" in refuse(shop)
 
 
-@pytest.mark.parametrize("harm", ["missing", "short", "changed"])
+@pytest.mark.parametrize("harm", ["missing", pytest.param("short", marks=slow), "changed"])
 def test_damaged_reserves_give_a_full_run_with_the_same_files(shop, harm):
     path = next((shop.folder / "inc" / "shop" / "artifacts").glob("reserve-*/000001/scores.npy"))
     content = bytearray(path.read_bytes())

@@ -107,14 +107,16 @@ def small_tasks(monkeypatch):
     monkeypatch.setattr(query_splits, "TASK_BYTES", 1)
 
 
-@pytest.mark.parametrize("kind", SPECS)
-def test_at_recall_1_the_files_and_measures_do_not_depend_on_the_shards(shop, tmp_path, kind):
+@pytest.mark.parametrize(
+    ("shards", "kind"),
+    [*((3, kind) for kind in SPECS), *(pytest.param(8, kind, marks=pytest.mark.slow) for kind in MANY)],
+)
+def test_at_recall_1_the_files_and_measures_do_not_depend_on_the_shards(shop, tmp_path, shards, kind):
     one = run(shop, tmp_path / "1", 1, **SPECS[kind])
-    for shards in (3, 8) if kind in MANY else (3,):
-        many = run(shop, tmp_path / str(shards), shards, **SPECS[kind])
-        assert hash_files(many) == hash_files(one)
-        assert same_measures(many) == same_measures(one)
-        assert many.manifest.fingerprint == one.manifest.fingerprint
+    many = run(shop, tmp_path / str(shards), shards, **SPECS[kind])
+    assert hash_files(many) == hash_files(one)
+    assert same_measures(many) == same_measures(one)
+    assert many.manifest.fingerprint == one.manifest.fingerprint
 
 
 def test_items_that_do_not_fit_the_memory_are_joined_in_passes_with_the_same_files(shop, tmp_path, monkeypatch, caplog):

