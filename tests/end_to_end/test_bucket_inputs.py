@@ -227,6 +227,7 @@ def truncate_object(storage, name, new):
 
 
 slow = pytest.mark.slow
+LIKE_OTHERS = ("a glob", "npy in Fortran order", "ids as text", "ids as Parquet", "survival")  # read like another one
 CHANGED = ("changed while it was read",)
 NEVER_WHOLE = (  # the change came before the first look
     *("no Parquet file at", "no object at", "not a readable", "is damaged"),
@@ -239,7 +240,7 @@ NEVER_WHOLE = (  # the change came before the first look
     [replace_object, pytest.param(delete_object, marks=slow), pytest.param(truncate_object, marks=slow)],
     ids=lambda change: change.__name__,
 )
-@pytest.mark.parametrize("read", READS)
+@pytest.mark.parametrize("read", [pytest.param(read, marks=slow if read in LIKE_OTHERS else ()) for read in READS])
 def test_whenever_an_object_changes_the_answer_is_that_of_one_state_or_exit_3(
     read, change, proxy, s3_url, states, tmp_path, monkeypatch
 ):

@@ -85,7 +85,10 @@ def run(name, base, out, **more):
 
 
 @pytest.mark.parametrize("name", SPECS)
-@pytest.mark.parametrize(("group_rows", "groups"), [(150, 1), (16, 3), (7, 1)])
+@pytest.mark.parametrize(
+    ("group_rows", "groups"),
+    [pytest.param(150, 1, marks=pytest.mark.slow), (16, 3), pytest.param(7, 1, marks=pytest.mark.slow)],
+)
 def test_a_table_in_any_number_of_files_has_the_same_rows_and_measures(name, group_rows, groups, tmp_path, monkeypatch):
     write_tables(tmp_path)
     one = run(name, tmp_path, "one")
