@@ -66,7 +66,7 @@ def start(script, *words, output=subprocess.PIPE, **variables):
     return subprocess.Popen(command, env=os.environ | variables, stdout=output, stderr=output, text=True)
 
 
-@pytest.mark.parametrize("name", ["spark", pytest.param("ray", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", [pytest.param("spark", marks=pytest.mark.slow), "ray"])
 def test_a_run_whose_driver_is_killed_by_sigkill_is_continued_with_the_same_bytes(
     name, inputs, on_this_machine, request
 ):
