@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nearcast.errors import DamagedError
+from nearcast.sources import ids as ids_module
 from nearcast.sources.ids import find_positions, find_sorted, read_id_chunks, read_ids, write_ids
 from nearcast.sources.ranged_table import IdRanges, RangedIds, RangedVectors
 
@@ -68,11 +69,14 @@ def test_ids_and_vectors_of_ranges_are_those_of_one_array(case, data, tmp_path_f
 
 
 @given(case=cut_tables())
-def test_sorted_ids_are_searched_alike_by_halving_and_by_hashing(case):
+def test_sorted_ids_are_searched_alike_by_halving_by_hashing_and_in_their_order(case):
     ids, _, keys = case
     few = find_sorted(keys[:1], ids)
     assert few.tolist() == find_positions(keys[:1], ids).tolist()
     assert find_sorted(keys, ids).tolist() == find_positions(keys, ids).tolist()
+    with pytest.MonkeyPatch.context() as large:
+        large.setattr(ids_module, "LARGE_TABLE_BYTES", 0)
+        assert find_sorted(keys, ids).tolist() == find_positions(keys, ids).tolist()
 
 
 def test_few_keys_are_found_among_many_strings():

@@ -316,6 +316,7 @@ def test_vectors_and_ids_have_the_same_bytes_under_a_tiny_and_a_large_budget(row
     source = open_source(source_spec(), tmp_path)
     large = contents(ingested(source, tmp_path / "large").folder)
     monkeypatch.setattr(ids, "COMPARED_BYTES", 100)  # of ids, which are put in order in blocks
+    monkeypatch.setattr(ids, "LONG_ID_BYTES", 0)
     monkeypatch.setattr(write_range, "LONG_IDS_BYTES", 100)
     small = contents(ingested(source, tmp_path / "small", memory_bytes=memory_bytes).folder)
     for name in ("vectors.npy", "ids.arrow", "listed.arrow"):

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from nearcast.eligibility.nodes import Constant, Duration, Moment, Node, Product, Reference, Several, Sum
 from nearcast.eligibility.rule_types import Kind, convert_arrow_type
 from nearcast.errors import InputError
+from nearcast.sources.ids import argsort_ids, repeats
 from nearcast.types import IntArray
 
 __all__ = [
@@ -252,11 +253,19 @@ def encode_values(one: Values, other: Values) -> tuple[npt.NDArray[Any], npt.NDA
             if _fits_float(left) and _fits_float(right):
                 return left.astype(np.float64), right.astype(np.float64)
         return _rank(_split_numbers(one), _split_numbers(other))
-    distinct = pc.drop_null(pc.unique(pa.concat_arrays([pc.unique(left), pc.unique(right)])))
-    ordered = distinct.take(pc.sort_indices(distinct))
-    ranks = (pc.fill_null(pc.index_in(side, ordered), -1) for side in (left, right))
-    first, second = (np.asarray(side.to_numpy(zero_copy_only=False), np.int64) for side in ranks)
-    return first, second
+    return _rank_texts(left, right)
+
+
+def _rank_texts(left: pa.Array, right: pa.Array) -> tuple[IntArray, IntArray]:
+    """Return the rank of each text among all distinct ones of both, -1 for null. Copies the distinct texts alone."""
+    sides = [side.dictionary_encode() for side in (left, right)]
+    texts = pa.concat_arrays([side.dictionary for side in sides])
+    order = argsort_ids(texts)
+    ranks = np.full(len(texts) + 1, -1, np.int64)  # the last one is of null
+    ranks[order] = np.cumsum(~repeats(texts, order)[order]) - 1
+    first, second = (np.asarray(pc.fill_null(side.indices, -1).to_numpy(zero_copy_only=False)) for side in sides)
+    second = np.where(second < 0, -1, second + len(sides[0].dictionary))
+    return ranks[first], ranks[second]
 
 
 def _fits_float(data: npt.NDArray[Any]) -> bool:

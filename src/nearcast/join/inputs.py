@@ -13,6 +13,7 @@ import numpy as np
 from nearcast.errors import InputError
 from nearcast.evaluation.judge_snapshot import open_labels, refuse_learning_from
 from nearcast.files import fingerprint
+from nearcast.join.freed_memory import return_freed_memory
 from nearcast.join.listener import Listener
 from nearcast.sources.ingest import IngestedTable, Inputs, open_ingested_table
 from nearcast.sources.ingest_rows import estimate_ingest_disk, estimate_ingest_memory, ingest_staged
@@ -207,6 +208,7 @@ def ingest_inputs(
     items = ingest_table("items", checked.staged_items, checked.item_name, checked.report.items)
     if checked.query_name == checked.item_name:
         return Inputs(items, items, spec.metric)
+    return_freed_memory()
     queries = ingest_table("queries", checked.staged_queries, checked.query_name, checked.report.queries)
     return Inputs(items, queries, spec.metric)
 

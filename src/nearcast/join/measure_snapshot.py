@@ -18,6 +18,7 @@ from threadpoolctl import threadpool_limits
 
 from nearcast.engines.base import Resources
 from nearcast.join.context import RunContext
+from nearcast.join.freed_memory import return_freed_memory
 from nearcast.join.plan_join import JoinPlan, draw_samples, find_sample_truth
 from nearcast.join.rank import read_retrieved_lists
 from nearcast.join.select_candidates import SelectedLists
@@ -106,6 +107,7 @@ def measure_snapshot(
 
         block_slots = run.resources.memory_bytes // BLOCK_SHARE // SLOT_PAIR_BYTES
         quality = measure_quality(run.spec, snapshot, inputs, rows, read, last, block_slots)
+        return_freed_memory()
         measures = quality.measures | measure_drift(snapshot.folder, inputs, last, run.spec.seed, run.resources)
         some = rows[choose_diagnosed(len(rows))]
         likely = guess_metric(plan.request, run.resources, inputs, some, quality.diagnosed, measures["recall"])

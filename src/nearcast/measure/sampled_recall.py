@@ -16,7 +16,7 @@ from nearcast.knn.exact_join import join_ranges
 from nearcast.knn.join_request import JoinRequest, Resources
 from nearcast.knn.scores import rescore
 from nearcast.measure.tally import overlap_per_query
-from nearcast.sources.ids import find_positions, sample_rows_by_hash, shared_positions
+from nearcast.sources.ids import find_positions, find_sorted, sample_rows_by_hash, shared_positions
 from nearcast.sources.ingest import IngestedTable, Inputs
 from nearcast.table.snapshot import Snapshot
 from nearcast.types import EMPTY_POSITION, FloatArray, IntArray, Metric, Neighbors, Progress, no_progress
@@ -103,7 +103,7 @@ def read_sampled_lists(
 
 def _read_lists(snapshot: Snapshot, inputs: Inputs, rows: IntArray, metric: Metric, min_width: int) -> Neighbors:
     items, queries = inputs.items, inputs.queries
-    numbers = find_positions(queries.ids.take(pa.array(rows)), queries.listed_ids)
+    numbers = find_sorted(queries.ids.take(pa.array(rows)), queries.listed_ids)
     listed = _drop_repeats(_candidate_positions(snapshot.rows(numbers, ["candidate_ids"]), items, min_width))
     return rescore(queries.vectors.take(rows), items.vectors, listed, metric)
 
@@ -202,7 +202,7 @@ def _candidate_positions(rows: pa.Table, items: IngestedTable, min_width: int) -
     lists = rows.column("candidate_ids").combine_chunks()
     if lists.type.value_type != items.ids.type and pa.types.is_integer(items.ids.type):
         return np.full((len(rows), max(min_width, 1)), EMPTY_POSITION, np.int64)
-    return _place_values(lists, find_positions(lists.flatten(), items.ids), max(min_width, 1))
+    return _place_values(lists, find_sorted(lists.flatten().cast(items.ids.type), items.ids), max(min_width, 1))
 
 
 def _place_values(lists: pa.ListArray, values: IntArray, min_width: int) -> IntArray:

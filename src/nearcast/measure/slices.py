@@ -39,6 +39,7 @@ HEAD_SHARE = 0.5  # of the traffic: the heaviest queries
 RARE_SHARE = 0.1  # of the queries, in the smallest cells
 CELLS = 32
 ROUNDS = 5
+ROWS_AT_ONCE = 256
 
 Mask = npt.NDArray[np.bool_]
 Float64Array = npt.NDArray[np.float64]
@@ -113,7 +114,7 @@ def rare_slices(vectors: FloatArray, seed: int) -> Iterator[Slice]:
     """Yield the queries of the smallest of 32 k-means cells, at most a tenth of all, and the others."""
     if len(vectors) < CELLS * FEWEST // 2:
         return
-    cells = _cells(vectors.astype(np.float64), seed)
+    cells = _cells(vectors, seed)
     sizes = np.bincount(cells, minlength=CELLS)
     order = np.argsort(sizes, kind="stable")
     small = order[np.cumsum(sizes[order]) <= RARE_SHARE * len(vectors)]
@@ -122,10 +123,13 @@ def rare_slices(vectors: FloatArray, seed: int) -> Iterator[Slice]:
     yield Slice("cells", "common", ~rare)
 
 
-def _cells(vectors: Float64Array, seed: int) -> IntArray:
+def _cells(vectors: FloatArray, seed: int) -> IntArray:
     """Cluster directions by Lloyd's k-means, in few rounds: only the sizes of the cells matter."""
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    rows = vectors / np.where(lengths > 0, lengths, 1.0)
+    rows = vectors.astype(np.float64)
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        some = rows[start : start + ROWS_AT_ONCE]
+        lengths = np.linalg.norm(some, axis=1, keepdims=True)
+        some /= np.where(lengths > 0, lengths, 1.0)
     centres = rows[np.random.default_rng([seed, 3]).choice(len(rows), CELLS, replace=False)]
     cells: IntArray = np.zeros(len(rows), np.int64)
     for _ in range(ROUNDS):

@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from nearcast.sources.column_roles import one_array
 from nearcast.sources.ids import argsort_ids, lower_bound, repeats
 from nearcast.sources.matrix import RowState
 from nearcast.sources.split_rows import CHECK_OF_STATE, EXAMPLES
@@ -69,7 +68,7 @@ def select_range(
     pieces: (number of the unit, piece), in the order of the source. order: of these rows, if they were sorted before.
     """
     tables = tuple(piece for _, piece in pieces)
-    ids = pa.concat_arrays([pa.array([], id_type), *(one_array(piece.column("id")) for piece in tables)])
+    ids = pa.concat_arrays([pa.array([], id_type), *(part for piece in tables for part in piece.column("id").chunks)])
     states = _to_numpy(tables, "state", np.uint8)
     lengths = _to_numpy(tables, "length", np.float32)
     units = np.repeat([unit for unit, _ in pieces], [len(piece) for piece in tables]).astype(np.int64)

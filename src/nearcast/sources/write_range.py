@@ -24,7 +24,7 @@ __all__ = ["BLOCK_BYTES", "write_attributes", "write_id_files", "write_vectors"]
 ATTRIBUTE_FILE_ROWS = 1 << 20
 ATTRIBUTE_GROUP_ROWS = 1 << 14
 BLOCK_BYTES = 64 << 20  # of vectors; larger blocks are not written any faster
-LONG_IDS_BYTES = 16 << 20  # of the texts of ids that are put in order in memory
+LONG_IDS_BYTES = 8 << 20  # of the texts of ids that are put in order in memory
 EMPTY = -1
 
 

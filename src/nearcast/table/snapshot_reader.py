@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from nearcast.errors import DamagedError, NotFoundError
 from nearcast.storage.locations import Location
 from nearcast.suggest import describe_nearest, quote_key
+from nearcast.table.candidate_schema import rows_per_group
 from nearcast.table.manifest import Manifest
 from nearcast.table.snapshot_parts import FolderParts, SnapshotParts
 from nearcast.table.write_table import GROUPS_PER_FILE
@@ -24,6 +25,7 @@ from nearcast.types import IntArray
 
 __all__ = ["Candidates", "Snapshot"]
 
+PARTS_OF_GROUP = 16  # that are read one after the other
 MOST_SEARCHED = 5_000_000  # keys that are all compared with an unknown key
 
 
@@ -146,12 +148,23 @@ class Snapshot:
         for group in np.unique(groups):
             in_group = numbers[groups == group] - group * group_rows
             with self._parts.open_file("candidates", int(group // GROUPS_PER_FILE)) as file:
-                table = file.read_row_group(int(group % GROUPS_PER_FILE), columns=columns, use_threads=False)
-            pieces.append(table.take(pa.array(in_group)))
+                pieces.append(self._take_rows(file, int(group % GROUPS_PER_FILE), in_group, columns))
         if pieces:
             return pa.concat_tables(pieces)
         nothing = self.dataset("candidates").schema.empty_table()
         return nothing if columns is None else nothing.select(columns)
+
+    def _take_rows(self, file: pq.ParquetFile, group: int, rows: IntArray, columns: Sequence[str] | None) -> pa.Table:
+        """Read some rows (ascending) of a row group; if ids are long, a part of it at a time."""
+        if self.manifest.group_rows == rows_per_group(self.manifest.k):
+            return file.read_row_group(group, columns=columns, use_threads=False).take(pa.array(rows))
+        first, batches = 0, []
+        step = max(1, self.manifest.group_rows // PARTS_OF_GROUP)
+        for batch in file.iter_batches(step, row_groups=[group], columns=columns, use_threads=False):
+            low, high = np.searchsorted(rows, (first, first + len(batch)))
+            batches.append(batch.take(pa.array(rows[low:high] - first)))
+            first += len(batch)
+        return pa.Table.from_batches(batches)
 
     def rank_scores(self, query: str | int) -> tuple[float, ...]:
         """Return a ranking model's scores of a query's list, in its order; empty without a model."""
