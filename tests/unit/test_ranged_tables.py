@@ -75,7 +75,7 @@ def test_sorted_ids_are_searched_alike_by_halving_by_hashing_and_in_their_order(
     assert few.tolist() == find_positions(keys[:1], ids).tolist()
     assert find_sorted(keys, ids).tolist() == find_positions(keys, ids).tolist()
     with pytest.MonkeyPatch.context() as large:
-        large.setattr(ids_module, "LARGE_TABLE_BYTES", 0)
+        large.setattr(ids_module, "LONG_ID_BYTES", 0)
         assert find_sorted(keys, ids).tolist() == find_positions(keys, ids).tolist()
 
 

@@ -100,6 +100,7 @@ def measure_snapshot(
 
         def read(some: IntArray) -> tuple[Neighbors, SampledLists | None]:
             truth = find_sample_truth(run, plan.request, inputs, some, run.workspace.truths)
+            return_freed_memory()
             retrieved = read_retrieved_lists(run, inputs, some)
             if overlap is not None:
                 retrieved = _read_updated_lists(lists, inputs, some, snapshot)

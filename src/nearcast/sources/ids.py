@@ -45,8 +45,7 @@ __all__ = [
 HASH_BASE = 0x5851F42D4C957F2D
 IDS_AT_ONCE = 1 << 20  # of ids in ranges
 HASHED_BYTES = 1 << 20  # of texts that are hashed at a time
-LONG_ID_BYTES = 72  # of an id and its offset
-LARGE_TABLE_BYTES = 48 << 20  # of ids: a hash table of more takes too much memory
+LONG_ID_BYTES = 72  # of an id and its offset: a hash table would hold a copy of longer ones
 COMPARED_BYTES = 8 << 20  # of ids in their order, which are compared with their neighbors
 MOST_VALIDATED = 64  # files whose ids are known to be whole
 FEW_KEYS = 16  # a hash table of the ids is slower for fewer keys than a 16th of them
@@ -68,7 +67,7 @@ def are_distinct(ids: pa.Array) -> bool:
     if pa.types.is_integer(ids.type):
         ordered = np.sort(ids.to_numpy(zero_copy_only=False))
         return not (ordered[1:] == ordered[:-1]).any()
-    if ids.nbytes > LONG_ID_BYTES * len(ids):  # a hash table would hold a copy of the texts
+    if ids.nbytes > LONG_ID_BYTES * len(ids):
         return not repeats(ids, argsort_ids(ids)).any()
     return bool(pc.count_distinct(ids).as_py() == len(ids))
 
@@ -123,8 +122,8 @@ def find_sorted_numbers(values: IntArray, ordered: IntArray) -> IntArray:
 def find_sorted(keys: pa.Array, ids: pa.Array | SearchedIds) -> IntArray:
     """Return (len(keys),) the position of each key in sorted ids of the same type, -1 for a missing key.
 
-    keys: without nulls. Few keys are searched for by halving; many strings through a hash table of `ids`, or, if that
-    would be large, in their order.
+    keys: without nulls. Few keys are searched for by halving; many strings through a hash table of `ids`, long ones in
+    their order.
     """
     if not isinstance(ids, pa.Array):
         return ids.find(keys)
@@ -132,7 +131,7 @@ def find_sorted(keys: pa.Array, ids: pa.Array | SearchedIds) -> IntArray:
         return np.full(len(keys), -1, np.int64)
     if pa.types.is_integer(ids.type):
         return find_sorted_numbers(*(part.to_numpy(zero_copy_only=False) for part in (keys, ids)))
-    if len(keys) * FEW_KEYS > len(ids) and ids.nbytes > LARGE_TABLE_BYTES and can_match():
+    if len(keys) * FEW_KEYS > len(ids) and ids.nbytes > LONG_ID_BYTES * len(ids) and can_match():
         encoded = keys.dictionary_encode()
         order = argsort_ids(encoded.dictionary)
         found = np.empty(len(order), np.int64)

@@ -73,7 +73,8 @@ def write_range_files(
     (folder / "attributes").mkdir()
     write_id_files(rows, folder)
     pa.default_memory_pool().release_unused()  # of the ids in order: NumPy cannot use what Arrow keeps
-    write_vectors(rows, folder / "vectors.npy", layout.dim, layout.dtype, memory_bytes, progress)
+    left = max(memory_bytes // 4, memory_bytes - 2 * rows.ids.nbytes)
+    write_vectors(rows, folder / "vectors.npy", layout.dim, layout.dtype, left, progress)
     write_attributes(rows, folder / "attributes", layout.attributes, memory_bytes)
 
 
