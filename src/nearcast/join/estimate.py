@@ -38,6 +38,7 @@ __all__ = ["RunEstimate", "estimate_run", "require_budget"]
 TABLE_BYTES = 136 << 20  # working set of writing: one row group and its ids, several times
 MEASURE_BYTES = 101 << 20  # of measuring, beside the blocks of the exact join: a row group, samples
 SECONDS_PER_SLOT, SECONDS_PER_LIST = 180e-9, 2e-6  # to write the table; measured on packages, two cores
+SKETCH_BYTES = 8 << 10  # of a component of the sketched vectors while they are compared and written
 SAMPLED_SLOT_BYTES = 72  # of a slot of the lists that are compared with their truth at a time
 SLOT_BYTES = 12  # of a list of a task: position and score
 OTHER_DISK = 1 << 20  # manifests, file headers
@@ -166,7 +167,7 @@ def _sum_costs(
         engine.working_bytes,
         checked.memory_bytes,
         _table_memory(slots, shape.n_items),
-        _measure_memory(slots) + _truth_memory(run, shape, max(report, choosing + checking)),
+        _measure_memory(slots) + SKETCH_BYTES * shape.dim + _truth_memory(run, shape, max(report, choosing + checking)),
     )
     disk = (
         checked.disk_bytes + engine.disk_bytes + slots * (SLOT_BYTES + 14) + OTHER_DISK

@@ -13,8 +13,8 @@ import numpy as np
 from nearcast.errors import InputError
 from nearcast.evaluation.judge_snapshot import open_labels, refuse_learning_from
 from nearcast.files import fingerprint
-from nearcast.join.freed_memory import return_freed_memory
 from nearcast.join.listener import Listener
+from nearcast.sources.freed_memory import return_freed_memory
 from nearcast.sources.ingest import IngestedTable, Inputs, open_ingested_table
 from nearcast.sources.ingest_rows import estimate_ingest_disk, estimate_ingest_memory, ingest_staged
 from nearcast.sources.matrix import RowState, compute_lengths, to_matrix

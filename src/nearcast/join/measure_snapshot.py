@@ -18,7 +18,6 @@ from threadpoolctl import threadpool_limits
 
 from nearcast.engines.base import Resources
 from nearcast.join.context import RunContext
-from nearcast.join.freed_memory import return_freed_memory
 from nearcast.join.plan_join import JoinPlan, draw_samples, find_sample_truth
 from nearcast.join.rank import read_retrieved_lists
 from nearcast.join.select_candidates import SelectedLists
@@ -29,6 +28,7 @@ from nearcast.knn.scores import rescore
 from nearcast.measure.drift import VectorDrift, compare_sketches, sample_sketch_rows
 from nearcast.measure.list_quality import Quality, choose_diagnosed, guess_metric, measure_quality
 from nearcast.measure.sampled_recall import SampledLists, measure_overlap
+from nearcast.sources.freed_memory import return_freed_memory
 from nearcast.sources.ids import find_positions, find_sorted
 from nearcast.sources.ingest import IngestedTable, Inputs
 from nearcast.table.sketches import SKETCH, Sketch, read_sketch, write_sketch

@@ -14,7 +14,6 @@ from nearcast.join.choose_stage import do_choose
 from nearcast.join.compare_stage import do_compare
 from nearcast.join.context import prepare
 from nearcast.join.driver_mark import require_mark
-from nearcast.join.freed_memory import return_freed_memory
 from nearcast.join.ingest_stage import INGEST_TASKS
 from nearcast.join.join_tasks import do_join
 from nearcast.join.listener import Listener
@@ -31,6 +30,7 @@ from nearcast.join.task_times import describe_times
 from nearcast.machine import PeakMemory
 from nearcast.runners.base import TaskCall, TaskOutcome, WorkArea
 from nearcast.runners.worker import HostResources, host_resources, require_same_worker, run_task
+from nearcast.sources.freed_memory import return_freed_memory
 from nearcast.spec import GeneratorSpec, parse_model
 from nearcast.storage.host_cache import CacheSession
 from nearcast.storage.path_errors import explain_lasting_errors

@@ -15,7 +15,6 @@ import numpy as np
 
 from nearcast.artifact_files import map_array
 from nearcast.join.estimate import estimate_run, require_budget
-from nearcast.join.freed_memory import return_freed_memory
 from nearcast.join.ingest_stage import open_inputs, sweep_pieces
 from nearcast.join.inputs import check_inputs, describe_inputs, ingest_inputs
 from nearcast.join.plan_join import JoinPlan, make_run_request, plan_join
@@ -26,6 +25,7 @@ from nearcast.join.run_mode import joins_in_full, read_base
 from nearcast.join.shard_plan import ItemShards
 from nearcast.join.task_context import TaskContext
 from nearcast.knn.query_splits import cut_queries
+from nearcast.sources.freed_memory import return_freed_memory
 from nearcast.sources.ingest import IngestedTable, Inputs, open_ingested_table
 from nearcast.sources.parquet_files import ParquetFiles
 from nearcast.sources.user_files import changed_error

@@ -33,6 +33,7 @@ from nearcast.measure.slices import (
     value_slices,
 )
 from nearcast.measure.ties import count_ties, tie_warning
+from nearcast.sources.freed_memory import return_freed_memory
 from nearcast.sources.ids import find_ascending
 from nearcast.sources.ingest import Inputs, read_rows
 from nearcast.spec import GeneratorSpec
@@ -102,6 +103,7 @@ def measure_quality(
         extremes = _score_runners_up(spec, inputs, rows)
         followers, tied = (int(counts.sum()) for counts in count_ties(extremes))
     measures["score_ties"] = tied / max(1, followers)
+    return_freed_memory()
     slices = list(_make_slices(spec, inputs, rows, columns, weights))
     recalls = slice_recalls(slices, shares, figures.best, n, spec.recall)
     if last is not None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from nearcast.sources.freed_memory import return_freed_memory
 from nearcast.sources.ids import COMPARED_BYTES
 from nearcast.sources.ingest import ID_TYPES, IngestedTable, open_ingested_table
 from nearcast.sources.range_rows import RangeRows
@@ -72,10 +73,10 @@ def write_range_files(
     """Write ids, vectors and attributes of a range into an empty folder. progress: called with vectors written."""
     (folder / "attributes").mkdir()
     write_id_files(rows, folder)
-    pa.default_memory_pool().release_unused()  # of the ids in order: NumPy cannot use what Arrow keeps
+    return_freed_memory()  # of the ids in order: NumPy cannot use what Arrow keeps
     left = max(memory_bytes // 4, memory_bytes - 2 * rows.ids.nbytes)
     write_vectors(rows, folder / "vectors.npy", layout.dim, layout.dtype, left, progress)
-    write_attributes(rows, folder / "attributes", layout.attributes, memory_bytes)
+    write_attributes(rows, folder / "attributes", layout.attributes, left)
 
 
 def describe_ranges(

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from nearcast.sources.freed_memory import return_freed_memory
 from nearcast.sources.id_splitters import RANGE_ROWS, choose_splitters, sample_ids
 from nearcast.sources.ids import id_sizes
 from nearcast.sources.norms import measure_lengths, summarize_norms
@@ -122,6 +123,7 @@ def stage_table(
         lost, map_in_threads(workers, lambda number: split_again(units[number], dim), lost), strict=True
     ):
         done[number] = again
+    return_freed_memory()  # of the threads that read
     return _merge(source, keep_states(spec), bounds, done, settings)
 
 

@@ -94,7 +94,7 @@ def write_attributes(rows: RangeRows, folder: Path, schema: pa.Schema, memory_by
     A block is a number of whole row groups.
     """
     total = sum(piece.select(_attribute_names(schema)).nbytes for piece in rows.pieces)
-    row_bytes = 64 + 2 * total // max(1, len(rows.ids))
+    row_bytes = 64 + 2 * (total + rows.ids.nbytes) // max(1, len(rows.ids))
     per_block = ATTRIBUTE_FILE_ROWS
     while per_block > ATTRIBUTE_GROUP_ROWS and per_block * row_bytes > memory_bytes // 2:
         per_block //= 2

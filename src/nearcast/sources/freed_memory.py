@@ -1,4 +1,4 @@
-"""Give memory back to the system between the stages of a run, so that a budget is kept by the whole process."""
+"""Give memory back to the system between the steps of a run, so that a budget is kept by the whole process."""
 
 from __future__ import annotations
 
