@@ -16,6 +16,7 @@ from nearcast.knn.exact_join import join_ranges
 from nearcast.knn.join_request import JoinRequest, Resources
 from nearcast.knn.scores import rescore
 from nearcast.measure.tally import overlap_per_query
+from nearcast.sources.freed_memory import return_freed_memory
 from nearcast.sources.ids import find_positions, find_sorted, sample_rows_by_hash, shared_positions
 from nearcast.sources.ingest import IngestedTable, Inputs
 from nearcast.table.snapshot import Snapshot
@@ -105,6 +106,7 @@ def _read_lists(snapshot: Snapshot, inputs: Inputs, rows: IntArray, metric: Metr
     items, queries = inputs.items, inputs.queries
     numbers = find_sorted(queries.ids.take(pa.array(rows)), queries.listed_ids)
     listed = _drop_repeats(_candidate_positions(snapshot.rows(numbers, ["candidate_ids"]), items, min_width))
+    return_freed_memory()  # of the row groups
     return rescore(queries.vectors.take(rows), items.vectors, listed, metric)
 
 
