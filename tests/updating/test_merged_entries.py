@@ -17,6 +17,7 @@ from nearcast.storage.locations import parse_location
 from nearcast.table.snapshot import find_snapshot
 from nearcast.updating import journal as journals
 from nearcast.updating.journal import UpdateJournal, open_journal
+from nearcast.updating.merge_batches import Cutoff
 
 
 @pytest.fixture(autouse=True)
@@ -103,10 +104,10 @@ def test_only_later_rows_of_merged_updates_are_applied_again(tmp_path):
     made = [entry.made for entry in list_updates(find_snapshot(shop.folder / "out", "shop", 1))]
     for first, (items, gone) in enumerate([([701, 702, 703, 704], 2), ([701, 702, 703, 704], 2), ([703, 704], 1)]):
         started = made[first] - 1e-6
-        later, batch = journal.read_later(read_patches(shop), started)
+        later, batch = journal.read_later(read_patches(shop), Cutoff(started, started))
         assert [entry.number for entry in later] == list(range(first + 1, 5))
         assert (batch.items.rows.ids.to_pylist(), len(batch.gone)) == (items, gone)
-    assert journal.read_later(read_patches(shop), made[-1]) == ([], None)
+    assert journal.read_later(read_patches(shop), Cutoff(made[-1], made[-1])) == ([], None)
 
 
 @pytest.fixture

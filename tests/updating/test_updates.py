@@ -232,6 +232,27 @@ def test_updates_after_the_inputs_were_read_are_in_the_next_version_before_it_is
     assert shop.served() == shop.expected()
 
 
+@pytest.mark.parametrize("changed", ["nothing", "items", "queries"])
+def test_old_updates_are_in_the_next_version_unless_the_table_that_they_changed_was_written_since(changed, tmp_path):
+    shop, rng = make_shop(tmp_path, "rules")
+    items, queries = dict(shop.items), dict(shop.queries)
+    with mock.patch.object(shop.store, "now", return_value=time.time() - 10_000):
+        shop.update({899: draw_item(rng)}, gone=sorted(items)[:2], queries={77: (draw_vector(rng), "de")})
+        shop.update({898: draw_item(rng), 899: draw_item(rng)})
+    updated = dict(shop.items), dict(shop.queries)
+    shop.items, shop.queries = dict(items), dict(queries)
+    if changed == "items":
+        shop.items[700] = draw_item(rng)
+    elif changed == "queries":
+        shop.queries[78] = (draw_vector(rng), "fr")
+    shop.settings["k"] = 5  # with equal settings and inputs there is no other version
+    shop.publish()
+    assert shop.store.pointer("shop").version == 2
+    shop.items = shop.items if changed == "items" else updated[0]
+    shop.queries = shop.queries if changed == "queries" else updated[1]
+    assert shop.served() == shop.expected()
+
+
 @pytest.fixture(scope="module")
 def served_shop(tmp_path_factory):
     return make_shop(tmp_path_factory.mktemp("shop"), "all")

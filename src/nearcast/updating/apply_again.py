@@ -1,13 +1,14 @@
-"""Apply updates again to a newer version: those made after its inputs were read. A publish does so before it moves the
-pointer.
+"""Apply updates again to a newer version: those that its inputs lack. A publish does so before it moves the pointer.
 
-Older updates are contained in the newer version. The clocks of runs and of the store differ, so an update counts as
-later if it was made in the minute before the run: twice does no harm, and not at all would lose it.
+Inputs that have not changed since the earlier version lack all of its updates. Other inputs contain the updates that
+were made before they were read. The clocks of runs and of the store differ, so an update counts as later if it was made
+in the minute before: twice does no harm, and not at all would lose it.
 """
 
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,9 +20,11 @@ from nearcast.settings.spec_tables import SourceSpec
 from nearcast.storage.locations import Location
 from nearcast.stores.base import PatchState, PublishLock, Store, find_patches, read_patch_state
 from nearcast.stores.version_facts import read_facts
-from nearcast.table.snapshot import open_home
+from nearcast.table.manifest import Manifest
+from nearcast.table.snapshot import find_snapshot, open_home
 from nearcast.times import parse_utc
 from nearcast.updating.journal import JournalEntry, list_journals, open_journal
+from nearcast.updating.merge_batches import Cutoff
 from nearcast.updating.open_state import ServedVersion, open_state, prune_tables
 from nearcast.updating.read_batch import BatchInputs, BatchRows, UpdateBatch, read_batch
 from nearcast.updating.update import compute_changes, drop_unchanged, write_patch
@@ -32,7 +35,7 @@ __all__ = ["apply_again", "prune_updates"]
 def apply_again(
     store: Store, generator: str, out: Location, versions: tuple[int, int], lock: PublishLock, listener: Listener
 ) -> None:
-    """Apply the later updates of one version to another, as one patch. versions: the current and the new one.
+    """Apply the updates of one version that another one lacks, as one patch. versions: the current and the new one.
 
     Raises InputError if they cannot be applied: they would be lost. May be repeated.
     """
@@ -44,20 +47,41 @@ def apply_again(
     with contextlib.closing(store.open(generator, version, verify=False)) as reader:
         facts = read_facts(reader, generator, version)
         started = parse_utc(facts.started or facts.created) - CLOCK_SKEW_SECONDS
-        later = [patch.made > started for patch in every]
+        cutoff = _find_cutoff(out, generator, versions, started)
+        later = [patch.made > cutoff.first for patch in every]
         if not any(later):
             return
         try:
-            _apply(store, out, ServedVersion(version, facts, reader), (patches, started), lock, listener)
+            _apply(store, out, ServedVersion(version, facts, reader), (patches, cutoff), lock, listener)
         except NearcastError as error:
             before = 0 if later[0] else every[later.index(True) - 1].number
-            is_folded = patches.folded is not None and patches.folded.made > started
+            is_folded = patches.folded is not None and patches.folded.made > cutoff.first
             drop = "" if is_folded else f", drop them with `nearcast rollback {generator} --patch {before}`"
             raise InputError(
-                f"updates of version {earlier:06d} of {generator} were made after the inputs of {version:06d} were "
-                f"read, and cannot be applied to it: {error}. Mend that{drop}, or run again on inputs that contain "
-                "them; then publish"
+                f"updates of version {earlier:06d} of {generator} are not in the inputs of {version:06d}, which are "
+                f"older or have not changed, and cannot be applied to it: {error}. Mend that{drop}, or run again on "
+                "inputs that contain them; then publish"
             ) from error
+
+
+def _find_cutoff(out: Location, generator: str, versions: tuple[int, int], started: float) -> Cutoff:
+    """Return since when the inputs of the second version lack updates. started: when they were read."""
+    try:
+        before, after = (find_snapshot(out, generator, version).manifest for version in versions)
+        items = -np.inf if _describe_table(before, "items") == _describe_table(after, "items") else started
+        if "queries" not in after.inputs:  # the items are the queries
+            return Cutoff(items, items)
+        return Cutoff(
+            items, -np.inf if _describe_table(before, "queries") == _describe_table(after, "queries") else started
+        )
+    except (NearcastError, OSError, LookupError, TypeError):  # the earlier snapshot was removed, or has no such facts
+        return Cutoff(started, started)
+
+
+def _describe_table(manifest: Manifest, table: str) -> Any:
+    """Return what makes the rows of a table: contents of its files, and the columns of ids and vectors."""
+    facts, spec = manifest.inputs[table], manifest.facts["spec"][table]
+    return [[file["blake2b"] for file in facts["files"]], facts["embedding"], spec["id"], spec["vector"]]
 
 
 def prune_updates(store: Store, generator: str, out: Location) -> None:
@@ -81,13 +105,13 @@ def _apply(
     store: Store,
     out: Location,
     version: ServedVersion,
-    earlier: tuple[PatchState, float],
+    earlier: tuple[PatchState, Cutoff],
     lock: PublishLock,
     listener: Listener,
 ) -> None:
-    (patches, started), generator = earlier, version.facts.generator
+    (patches, cutoff), generator = earlier, version.facts.generator
     journal, log = open_journal(out, generator, patches.journal), find_patches(store, generator)
-    later, rows_again = journal.read_later(patches, started)
+    later, rows_again = journal.read_later(patches, cutoff)
     if rows_again is None:
         return
     own = log.state(version.number)

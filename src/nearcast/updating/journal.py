@@ -35,7 +35,7 @@ from nearcast.storage.locations import Location
 from nearcast.storage.open_storage import join_location
 from nearcast.stores.base import PatchState
 from nearcast.updating.journal_files import read_bounds, read_rows, write_bounds, write_rows
-from nearcast.updating.merge_batches import TimedBatch, merge_timed
+from nearcast.updating.merge_batches import Cutoff, TimedBatch, merge_timed
 from nearcast.updating.read_batch import UpdateBatch
 from nearcast.updating.served_state import ListBound
 
@@ -156,23 +156,22 @@ class UpdateJournal:
         batches = [part.batch for part in timed] + [self._read(entry).batch for entry in reversed(chain)]
         return (chain[0] if chain else merged), batches
 
-    def read_later(self, state: PatchState, started: float) -> tuple[list[JournalEntry], UpdateBatch | None]:
-        """Return the entries in force that were made after this time, oldest first, and their rows as one batch.
+    def read_later(self, state: PatchState, cutoff: Cutoff) -> tuple[list[JournalEntry], UpdateBatch | None]:
+        """Return the entries in force that were made after the cutoff, oldest first, and their rows as one batch.
 
         After a clock that went back, an entry counts as made at the latest time before; see `merge_timed`.
         """
         chain, merged = self._read_chain(state)
         entries, parts = list[JournalEntry](), list[TimedBatch]()
         if merged is not None:
-            older = self._read_merged(merged)
-            if older.newest > started:
-                parts.append(TimedBatch.of_update(older.since(started), older.newest))
+            parts.append(self._read_merged(merged))
             listed = self._read_merged_entries(cache_name(MERGED, merged.version, merged.number), merged.version)
             entries = _follow(listed, merged.number)
         n_merged = len(entries)
         entries = _raise_times([*entries, *reversed(chain)])
-        parts += [self._read(entry) for entry in entries[n_merged:] if entry.made > started]
-        return [entry for entry in entries if entry.made > started], merge_timed(parts).batch if parts else None
+        parts += [self._read(entry) for entry in entries[n_merged:] if entry.made > cutoff.first]
+        later = [part for part in (part.since(cutoff) for part in parts) if part.newest > cutoff.first]
+        return [entry for entry in entries if entry.made > cutoff.first], merge_timed(later).batch if later else None
 
     def merge(self, state: PatchState) -> None:
         """Merge the entries of folded patches into one, and remove them; a failure is left to the next update.

@@ -17,9 +17,22 @@ from nearcast.sources.ids import argsort_ids, find_positions
 from nearcast.types import IntArray
 from nearcast.updating.read_batch import UpdateBatch
 
-__all__ = ["TimedBatch", "Times", "merge_batches", "merge_timed"]
+__all__ = ["Cutoff", "TimedBatch", "Times", "merge_batches", "merge_timed"]
 
 Times = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Cutoff:
+    """The tables of a run lack updates made after these times, in seconds since 1970; -inf: all updates."""
+
+    items: float
+    queries: float
+
+    @property
+    def first(self) -> float:
+        """Return the earlier time."""
+        return min(self.items, self.queries)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,15 +56,16 @@ class TimedBatch:
         """Return the latest of the times; -inf without rows."""
         return float(np.concatenate([self.items, self.gone, self.queries]).max(initial=-np.inf))
 
-    def since(self, started: float) -> UpdateBatch:
-        """Return the rows of updates that were made after this time."""
-        batch = self.batch
-        return UpdateBatch(
-            batch.items.take(np.flatnonzero(self.items > started)),
-            batch.gone.filter(pa.array(self.gone > started)),
-            batch.queries.take(np.flatnonzero(self.queries > started)),
-            batch.digest,
+    def since(self, cutoff: Cutoff) -> TimedBatch:
+        """Return the rows of updates that were made after these times."""
+        items, gone, queries = self.items > cutoff.items, self.gone > cutoff.items, self.queries > cutoff.queries
+        batch = UpdateBatch(
+            self.batch.items.take(np.flatnonzero(items)),
+            self.batch.gone.filter(pa.array(gone)),
+            self.batch.queries.take(np.flatnonzero(queries)),
+            self.batch.digest,
         )
+        return TimedBatch(batch, self.items[items], self.gone[gone], self.queries[queries])
 
 
 def merge_timed(parts: Sequence[TimedBatch]) -> TimedBatch:
