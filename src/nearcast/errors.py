@@ -49,9 +49,8 @@ __all__ = [
     "WorkerError",
 ]
 
-LOGIN = re.compile(
-    r"(:/+)[^\s@/\[]*:(?!\*\*\*@|\d+/)[^\s@]*@"
-)  # user:password@ of a URL; not a port, nor what is hidden
+# user:password@ of a URL; not a port, nor what is hidden
+LOGIN = re.compile(r"(:/+)[^\s@/\[]*:(?!\*\*\*@|\d+/)[^\s@]*@")
 RENAMED = {"PromiseError": "TargetError"}  # earlier names: they work for one minor release, with a warning
 
 

@@ -254,9 +254,8 @@ class PatchState:
     # how far `nearcast follow` has read each source: of the newest patch that was written with it, of any version, also
     # if that patch was rolled back or its version retired
     offsets: Mapping[str, Any] = field(default_factory=dict)
-    journal: str = (
-        ""  # of the newest patch, of any version: names the journal that has the rows of this store's patches
-    )
+    # of the newest patch, of any version: names the journal that has the rows of this store's patches
+    journal: str = ""
 
     @property
     def newest(self) -> PatchFacts | None:
