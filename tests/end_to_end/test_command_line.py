@@ -530,6 +530,7 @@ import signal
 from pathlib import Path
 from nearcast.cli import main
 from tests.crash.worker import signal_when
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell start with it ignored
 signal_when(Path("nearcast/shop"), "work/plan.json", signal.SIGINT)
 main()
 """
