@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nearcast.table.candidate_schema import candidate_schema, rows_per_group
+from nearcast.table.snapshot_home import SnapshotHome
 from nearcast.table.write_table import GROUPS_PER_FILE
 
 K = 4
@@ -62,3 +63,11 @@ def snapshot_facts(fingerprint: str, *, n: int = 20) -> dict[str, Any]:
         "promise": {"recall": 1.0, "kept": True, "reason": None},
         "run": {"created": "2026-11-27T20:00:00Z", "seconds_total": 1.0},
     }
+
+
+def remove_snapshot(home: SnapshotHome, generator: str, version: int) -> bool:
+    """Remove a snapshot as retention does. Return False if somebody holds it."""
+    if not home.hide(generator, version):
+        return False
+    home.remove_hidden(generator, version)
+    return True

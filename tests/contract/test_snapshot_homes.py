@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.snapshot_folders import snapshot_facts, write_snapshot_folder
+from tests.snapshot_folders import remove_snapshot, snapshot_facts, write_snapshot_folder
 
 from nearcast.errors import DamagedError, NotFoundError
 from nearcast.storage.artifacts import open_artifacts
@@ -144,7 +144,7 @@ def test_a_folder_without_a_manifest_is_never_listed_and_its_number_is_not_used_
 def test_a_removed_snapshot_is_gone_with_all_its_files(out, tmp_path):
     for version in (1, 2):
         commit(out, tmp_path / f"made-{version}", f"mark {version}")
-    open_home(out).remove("shop", 1)
+    remove_snapshot(open_home(out), "shop", 1)
     assert [snapshot.version for snapshot in list_snapshots(out, "shop")] == [2]
     left = [found.name for found in open_storage(out).list_objects("shop/snapshots")]
     assert left
@@ -217,11 +217,11 @@ def hold_in_a_process(out: str, held: object) -> None:
 def test_a_snapshot_that_is_held_is_not_removed_until_it_is_let_go(out, tmp_path):
     made, home = commit(out, tmp_path / "made"), open_home(out)
     with hold_snapshot(made), hold_snapshot(find_snapshot(out, "shop")):
-        assert not home.remove("shop", 1)
+        assert not remove_snapshot(home, "shop", 1)
     find_snapshot(out, "shop").verify()
     with hold_snapshot(made):
-        assert not home.remove("shop", 1)
-    assert home.remove("shop", 1)
+        assert not remove_snapshot(home, "shop", 1)
+    assert remove_snapshot(home, "shop", 1)
     assert list_snapshots(out, "shop") == []
     assert [found.name for found in open_storage(out).list_objects("shop/held")] == []
 
@@ -251,7 +251,7 @@ def test_what_a_killed_removal_left_is_listed_until_it_is_swept(out, tmp_path, m
 
 def test_a_snapshot_that_was_removed_cannot_be_held(out, tmp_path):
     made = commit(out, tmp_path / "made")
-    open_home(out).remove("shop", 1)
+    remove_snapshot(open_home(out), "shop", 1)
     with pytest.raises(NotFoundError, match="was removed a moment ago"), hold_snapshot(made):
         pass
     assert [found.name for found in open_storage(out).list_objects("shop/held")] == []
@@ -261,8 +261,8 @@ def test_a_snapshot_whose_removal_was_killed_is_removed_by_the_next_one(out, tmp
     for version in (1, 2):
         commit(out, tmp_path / f"made-{version}", f"mark {version}")
     open_storage(out).delete("shop/snapshots/000001/manifest.json")  # killed after this step
-    assert open_home(out).remove("shop", 1)
-    assert open_home(out).remove("shop", 1)
+    assert remove_snapshot(open_home(out), "shop", 1)
+    assert remove_snapshot(open_home(out), "shop", 1)
     assert all("000001" not in found.name for found in open_storage(out).list_objects("shop"))
     assert [snapshot.version for snapshot in list_snapshots(out, "shop")] == [2]
 
@@ -272,7 +272,7 @@ def test_a_clock_that_was_set_lets_nobody_remove_a_held_snapshot(out, tmp_path, 
     made, now = commit(out, tmp_path / "made"), time.time
     with hold_snapshot(made):
         monkeypatch.setattr(time, "time", lambda: now() + seconds)
-        assert not open_home(out).remove("shop", 1)
+        assert not remove_snapshot(open_home(out), "shop", 1)
 
 
 def test_another_process_holds_a_snapshot_until_it_is_killed(tmp_path):
@@ -284,18 +284,18 @@ def test_another_process_holds_a_snapshot_until_it_is_killed(tmp_path):
     process.start()
     try:
         assert held.wait(60)
-        assert not open_home(out).remove("shop", 1)
+        assert not remove_snapshot(open_home(out), "shop", 1)
     finally:
         process.kill()
         process.join(60)
-    assert open_home(out).remove("shop", 1)
+    assert remove_snapshot(open_home(out), "shop", 1)
 
 
 def test_a_holder_in_a_bucket_that_was_killed_counts_for_a_day(s3_url, tmp_path, monkeypatch):
     monkeypatch.setenv("NEARCAST_CACHE", str(tmp_path / "cache"))
     commit(s3_url, tmp_path / "made")
     open_storage(s3_url).write("shop/held/000001-0123456789abcdef", b"")
-    assert not open_home(s3_url).remove("shop", 1)
+    assert not remove_snapshot(open_home(s3_url), "shop", 1)
     monkeypatch.setattr(bucket_home, "HELD_SECONDS", -1.0)
-    assert open_home(s3_url).remove("shop", 1)
+    assert remove_snapshot(open_home(s3_url), "shop", 1)
     assert [found.name for found in open_storage(s3_url).list_objects("shop")] == []

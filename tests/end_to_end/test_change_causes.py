@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from tests.end_to_end import shop as at
 from tests.end_to_end.shop import succeed as command
+from tests.snapshot_folders import remove_snapshot
 
 import nearcast
 from nearcast.api import comparing
@@ -384,13 +385,13 @@ def test_a_snapshot_that_is_compared_is_not_removed_meanwhile(shop: Shop, monkey
     real, removed = comparing.diff_snapshots, []
 
     def compare(*arguments: Any) -> Any:
-        removed.append(home.remove("shop", 1))
+        removed.append(remove_snapshot(home, "shop", 1))
         return real(*arguments)
 
     monkeypatch.setattr(comparing, "diff_snapshots", compare)
     only(shop.diff(), "vectors")
     assert removed == [False]
-    assert home.remove("shop", 1)
+    assert remove_snapshot(home, "shop", 1)
     with pytest.raises(NotFoundError, match="no snapshot before 000002"):
         shop.diff()
 
@@ -402,13 +403,13 @@ def test_the_snapshot_that_a_run_compares_with_is_not_removed_meanwhile(shop: Sh
     class Remover(Listener):
         def progress(self, stage: str, done: int, total: int) -> None:
             if stage != "hash inputs":
-                removed.append(home.remove("shop", 1))
+                removed.append(remove_snapshot(home, "shop", 1))
 
     made = nearcast.run(spec | {"k": 4}, base=shop.folder, listener=Remover()).snapshot
     assert removed
     assert not any(removed)
     assert made.manifest.facts["compared_with"] == {"version": 1, "served": False}
-    assert home.remove("shop", 1)
+    assert remove_snapshot(home, "shop", 1)
 
 
 def test_the_sample_is_drawn_by_a_seed(shop: Shop) -> None:

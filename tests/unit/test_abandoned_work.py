@@ -120,13 +120,14 @@ def test_of_one_who_begins_and_one_who_removes_at_once_only_one_goes_on(tmp_path
 
 def test_unfinished_work_of_a_generator_is_removed_on_this_host_and_in_its_bucket(tmp_path, s3_url, monkeypatch):
     monkeypatch.setenv("NEARCAST_CACHE", str(tmp_path))
+    work = f"{s3_url}/out/shop/work"
     for plan in ("plan-1", "plan-2"):
-        open_artifacts(f"{s3_url}/out/shop/work/{plan}").commit("join/000001", lambda _: {})
+        open_artifacts(f"{work}/{plan}").commit("join/000001", lambda _: {})
     open_storage(s3_url).write("out/shop/snapshots/000001/manifest.json", b"{}")
-    alive = f"{s3_url}/out/shop/work/plan-2"
+    alive = f"{work}/plan-2"
     with sign_of_life(alive, stale_seconds=0.2), waiting_for_signs(monkeypatch, alive):
         removed = clean_generator(f"{s3_url}/out", wait_seconds=2.0)
-    assert removed == [f"{s3_url}/out/shop/work/plan-1"]
+    assert removed == [f"{work}/plan-1"]
     names = [each.name for each in open_storage(f"{s3_url}/out/shop").list_objects()]
     assert [name for name in names if "plan-2" not in name] == ["snapshots/000001/manifest.json"]
 

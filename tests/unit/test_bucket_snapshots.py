@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from tests.snapshot_folders import snapshot_facts, write_snapshot_folder
+from tests.snapshot_folders import remove_snapshot, snapshot_facts, write_snapshot_folder
 
 from fault_proxy import Fault, FaultProxy, fail_first, faults_before
 from nearcast.errors import BudgetError, DamagedError, NotFoundError, StorageError
@@ -272,7 +272,7 @@ def test_a_removal_that_breaks_off_leaves_no_snapshot_half_there(proxy, s3_url, 
 
     proxy.plan = plan
     with pytest.raises(StorageError):
-        home.remove("shop", 1)
+        remove_snapshot(home, "shop", 1)
     proxy.plan = lambda request: None
     assert [snapshot.version for snapshot in open_bucket(s3_url, tmp_path / "two").list_snapshots("shop")] == [2]
     monkeypatch.setattr(bucket_home, "ABANDONED_SECONDS", -60.0)

@@ -69,9 +69,10 @@ def _remove_snapshots(target: PublishTarget, removal: _Removal, listener: Listen
     left, hidden = home.list_left(generator), list[int]()
 
     def hide(version: int) -> bool:
-        if home.hide(generator, version):
+        is_hidden = home.hide(generator, version)
+        if is_hidden:
             hidden.append(version)
-        return version in hidden
+        return is_hidden
 
     try:
         with find_old_snapshots(target) as old:

@@ -125,13 +125,6 @@ class BucketHome:
             with contextlib.suppress(NearcastError):  # it is ignored after a day
                 self._storage.delete(holder)
 
-    def remove(self, generator: str, version: int) -> bool:
-        """Delete the manifest, then all other objects."""
-        if not self.hide(generator, version):
-            return False
-        self.remove_hidden(generator, version)
-        return True
-
     def hide(self, generator: str, version: int) -> bool:
         """Delete the manifest. A reader that came in between gets it back."""
         name = _name(generator, version)

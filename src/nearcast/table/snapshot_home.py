@@ -79,12 +79,8 @@ class SnapshotHome(Protocol):
         """Keep a snapshot from being removed, by any process, inside `with`. Raises NotFoundError if it is gone."""
         ...
 
-    def remove(self, generator: str, version: int) -> bool:
-        """Remove a snapshot, its manifest first: no reader finds a partial one. Return False if somebody holds it."""
-        ...
-
     def hide(self, generator: str, version: int) -> bool:
-        """Remove the manifest of a snapshot: it is gone for everyone. Return False if somebody holds it."""
+        """Remove the manifest of a snapshot: it is gone for everyone, whole. Return False if somebody holds it."""
         ...
 
     def remove_hidden(self, generator: str, version: int) -> None:
@@ -193,13 +189,6 @@ class LocalHome:
     def hold(self, generator: str, version: int) -> contextlib.AbstractContextManager[None]:
         """Hold a shared lock on the manifest. A killed process releases it."""
         return hold_folder_of(self._folder(generator) / f"{version:06d}")
-
-    def remove(self, generator: str, version: int) -> bool:
-        """Remove the manifest, under an exclusive lock on it, then the folder."""
-        if not self.hide(generator, version):
-            return False
-        self.remove_hidden(generator, version)
-        return True
 
     def hide(self, generator: str, version: int) -> bool:
         """Remove the manifest, under an exclusive lock on it."""
